@@ -1,0 +1,143 @@
+"""Constant shape arithmetic is computed once, by onnx's reference implementation.
+
+Only integers, booleans and what is derived from them, and single numbers, are computed: weights are left alone,
+whatever their size. Only operators whose every result is exact are, so nothing changes in the last bit.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+
+from bevel.ir.canonical.constants import constant_of, known, replace_by_initializer
+from bevel.ir.canonical.dead import subgraphs
+
+# Deterministic, and exact or correctly rounded in IEEE arithmetic.
+FOLDABLE: Final = frozenset(
+    (
+        *("Add", "Sub", "Mul", "Div", "Mod", "Neg", "Abs", "Min", "Max", "Floor", "Ceil", "Sqrt", "Reciprocal"),
+        *("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or", "Xor", "Not", "Where", "Cast"),
+        *("Shape", "Size", "Range", "Identity", "Concat", "Split", "Slice", "Gather", "Squeeze", "Unsqueeze"),
+        *("Reshape", "Flatten", "Expand", "Tile", "Transpose", "ReduceProd", "ReduceMax", "ReduceMin"),
+    )
+)
+LARGEST: Final = 65_536
+"""Elements; results above it stay computed."""
+
+EXACT_TYPES: Final = frozenset({ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL})
+NUMBER_TYPES: Final = EXACT_TYPES | {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16}
+
+# All that the reference implementation raises on inputs an operator does not accept.
+EVALUATION_ERRORS: Final = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    AssertionError,
+    MemoryError,
+)
+
+
+def fold_constants(model: ir.Model) -> None:
+    """Replace every node whose outputs are constant, by inference or by computing them, by initializers."""
+    derived: set[ir.Value] = set()
+    fold_graph(model.graph, model.opset_imports.get("", 1), derived, set())
+
+
+def fold_graph(graph: ir.Graph, opset: int, derived: set[ir.Value], doubtful: set[ir.Value]) -> None:
+    """Fold the nodes of one graph in order, then those of the graphs inside it.
+
+    `derived` are the initializers computed here. `doubtful` are values whose inferred shape may be wrong, because a
+    loop changes it from one round to the next: nothing is concluded from it.
+    """
+    for node in graph:
+        inner = subgraphs(node)
+        for subgraph in inner:
+            doubtful.update(subgraph.inputs)
+            fold_graph(subgraph, opset, derived, doubtful)
+        if inner or any(value in doubtful for value in node.inputs if value is not None):
+            doubtful.update(node.outputs)
+        fold_node(node, opset, derived, doubtful)
+
+
+def fold_node(node: ir.Node, opset: int, derived: set[ir.Value], doubtful: set[ir.Value]) -> None:
+    """Replace one node by initializers, if it is constant and none of its outputs is the graph's."""
+    graph = node.graph
+    if node.domain != "" or graph is None or any(value.is_graph_output() for value in node.outputs):
+        return
+    results = inferred(node, doubtful) or constant_outputs(node) or computed(node, opset, derived)
+    if results is None:
+        return
+    for value, tensor in zip(node.outputs, results, strict=True):
+        if value.name:
+            replace_by_initializer(value, tensor)
+            derived.add(graph.initializers[value.name])
+    graph.remove(node, safe=True)
+
+
+def inferred(node: ir.Node, doubtful: set[ir.Value]) -> list[ir.TensorProtocol] | None:
+    """Give the contents that shape inference found, which follow from the sizes of the inputs alone."""
+    tensors = [value.const_value for value in node.outputs]
+    if not tensors or any(tensor is None or tensor.size > LARGEST for tensor in tensors):
+        return None
+    if any(value in doubtful for value in node.outputs):
+        return None
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def constant_outputs(node: ir.Node) -> list[ir.TensorProtocol] | None:
+    """Give the output of a ConstantOfShape whose shape was folded just now."""
+    tensor = constant_of(node)
+    return None if tensor is None else [tensor]
+
+
+def computed(node: ir.Node, opset: int, derived: set[ir.Value]) -> list[ir.TensorProtocol] | None:
+    """Compute the outputs of a node whose inputs are all constant; None if it must stay."""
+    if node.op_type not in FOLDABLE or not node.inputs:
+        return None
+    if not all(value is None or is_shape_data(value, derived) for value in node.inputs):
+        return None
+    tensors = [known(value) for value in node.inputs]
+    arrays = [None if tensor is None else tensor.numpy() for tensor in tensors]
+    try:
+        results = evaluate(node, opset, arrays)
+    except EVALUATION_ERRORS:
+        return None
+    if not all(result.size <= LARGEST for result in results):
+        return None
+    return as_tensors(node, results)
+
+
+def is_shape_data(value: ir.Value, derived: set[ir.Value]) -> bool:
+    """Tell whether a value is constant and no weight: small integers, a single number, or computed from such."""
+    tensor = known(value)
+    if tensor is None or tensor.size > LARGEST or tensor.dtype not in NUMBER_TYPES:
+        return False
+    return tensor.dtype in EXACT_TYPES or tensor.size == 1 or value in derived
+
+
+def evaluate(node: ir.Node, opset: int, arrays: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+    """Run one node on arrays, at the model's opset."""
+    proto = ir.to_proto(node)
+    names = [name for name in dict.fromkeys(proto.input) if name]
+    opsets = [onnx.OperatorSetIdProto(version=opset)]
+    function = onnx.FunctionProto(name="fold", input=names, output=proto.output, node=[proto], opset_import=opsets)
+    feed = {name: array for name, array in zip(proto.input, arrays, strict=True) if array is not None}
+    with np.errstate(all="raise"):
+        return [np.asarray(result) for result in ReferenceEvaluator(function).run(None, feed)]
+
+
+def as_tensors(node: ir.Node, results: Sequence[np.ndarray]) -> list[ir.TensorProtocol] | None:
+    """Wrap results, unless their types are not those the model says."""
+    tensors = [ir.tensor(result.copy()) for result in results]
+    stated = [value.dtype for value in node.outputs]
+    if len(tensors) != len(stated):
+        return None
+    if any(dtype not in (None, tensor.dtype) for dtype, tensor in zip(stated, tensors, strict=True)):
+        return None
+    return list(tensors)

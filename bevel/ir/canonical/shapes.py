@@ -1,0 +1,97 @@
+"""Shapes are inferred symbolically, and shape arithmetic that turns out constant is folded.
+
+What a file declares about its inner values is a hint and may be stale: nothing is folded on its word. It is put back
+where inference found less.
+"""
+
+import logging
+from typing import Final
+
+import onnx_ir as ir
+from onnx_shape_inference import SYM_DATA_KEY, OpUsageError, ShapeInferenceError, infer_symbolic_shapes
+
+from bevel.ir.canonical.folding import fold_constants
+
+logger = logging.getLogger(__name__)
+
+# All that inference was seen to raise on valid models: it then leaves what it has, and passes do with less.
+INFERENCE_ERRORS: Final = (
+    ShapeInferenceError,
+    OpUsageError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+)
+
+Hints = dict[ir.Value, ir.Shape]
+Dim = int | ir.SymbolicDim
+
+
+def resolve_shapes(model: ir.Model) -> None:
+    """Infer all shapes, fold what is constant, then take from the file's own declarations what is still missing."""
+    hints = take_declared(model)
+    infer_shapes(model)
+    fold_constants(model)
+    forget_symbolic_contents(model)
+    for value, shape in hints.items():
+        value.shape = shape if value.shape is None else refined(value.shape, shape)
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Infer the shapes of all values from those they have; a value that inference fails on keeps what it has."""
+    try:
+        infer_symbolic_shapes(model, warn_on_missing=False)
+    except INFERENCE_ERRORS as error:
+        logger.info("shapes stay incomplete: %s", error)
+
+
+def take_declared(model: ir.Model) -> Hints:
+    """Take away the shapes declared for what nodes produce; sizes with a name stay on outputs, so that it is used."""
+    hints: Hints = {}
+    for graph in model.graphs():
+        for value in (value for node in graph for value in node.outputs):
+            if value.shape is not None:
+                hints[value] = value.shape
+                value.shape = names_only(value.shape) if value.is_graph_output() else None
+    return hints
+
+
+def names_only(shape: ir.Shape) -> ir.Shape:
+    """Keep the rank and the names, not the numbers.
+
+    >>> names_only(ir.Shape(["batch", 10]))
+    Shape([SymbolicDim(batch), SymbolicDim(None)], frozen=False)
+    """
+    return ir.Shape([ir.SymbolicDim(None) if isinstance(dim, int) else dim for dim in shape])
+
+
+def refined(inferred: ir.Shape, declared: ir.Shape) -> ir.Shape:
+    """Fill the sizes that inference could only number with what the file declares."""
+    if len(inferred) != len(declared):
+        return inferred
+    return ir.Shape([known_dim(mine, theirs) for mine, theirs in zip(inferred, declared, strict=True)])
+
+
+def known_dim(inferred: Dim, declared: Dim) -> Dim:
+    """Prefer the inferred size, unless it is unknown and the declared one is not."""
+    if isinstance(inferred, int) or not is_anonymous(inferred):
+        return inferred
+    return inferred if isinstance(declared, ir.SymbolicDim) and declared.value is None else declared
+
+
+def is_anonymous(dim: ir.SymbolicDim) -> bool:
+    """Tell whether a size has no name but the one inference gave it, `_d` and a number."""
+    return dim.value is None or (dim.value.startswith("_d") and dim.value[2:].isdigit())
+
+
+def forget_symbolic_contents(model: ir.Model) -> None:
+    """Remove inference's notes on the contents of values, which would otherwise be saved or go stale."""
+    for graph in model.graphs():
+        for value in (value for node in graph for value in node.outputs):
+            value.const_value = None
+            value.metadata_props.pop(SYM_DATA_KEY, None)
+        for value in (*graph.inputs, *graph.initializers.values()):
+            value.metadata_props.pop(SYM_DATA_KEY, None)

@@ -1,0 +1,77 @@
+"""Vectors and scalars get one use each, and find together again when the model is saved.
+
+Exporters merge equal initializers: freshly initialised gains of all normalisations become one tensor, the `64` in
+all Reshape targets one constant. A structural edit at one use would then drag all others along. Matrices and larger
+stay as they are: an embedding tied to its head is tied on purpose.
+"""
+
+from typing import Final
+
+import onnx_ir as ir
+
+ORIGIN: Final = "bevel.shared"
+"""Key in `value.meta`: the name of the initializer that this one was copied from."""
+
+
+def separate_shared(model: ir.Model) -> None:
+    """Give each use of a vector, scalar or single number its own initializer `name`, `name/2`, `name/3`, ..."""
+    names = value_names(model)
+    for graph in list(model.graphs()):
+        for value in list(graph.initializers.values()):
+            if is_separable(value):
+                separate(graph, value, names)
+
+
+def is_separable(value: ir.Value) -> bool:
+    """Tell whether the initializer has more than one use and is too small to be tied on purpose."""
+    tensor = value.const_value
+    if tensor is None or value.is_graph_input() or len(value.uses()) + value.is_graph_output() < 2:
+        return False
+    return len(tensor.shape) <= 1 or tensor.size == 1
+
+
+def separate(graph: ir.Graph, value: ir.Value, names: set[str]) -> None:
+    """Leave the first use (or the graph output) with the original, give every other use a copy."""
+    for node, index in tuple(value.uses())[0 if value.is_graph_output() else 1 :]:
+        copy = copy_of(value, names)
+        graph.initializers.add(copy)
+        node.replace_input_with(index, copy)
+
+
+def copy_of(value: ir.Value, names: set[str]) -> ir.Value:
+    """Make an initializer over the same tensor under the next free name, which remembers where it came from."""
+    assert value.name
+    copy = ir.Value(
+        name=free_name(value.name, names),
+        shape=value.shape,
+        type=value.type,
+        doc_string=value.doc_string,
+        const_value=value.const_value,
+        metadata_props=dict(value.metadata_props),
+    )
+    copy.meta[ORIGIN] = value.meta.setdefault(ORIGIN, value.name)
+    return copy
+
+
+def free_name(name: str, taken: set[str]) -> str:
+    """Give `name/2`, or the first such name that is free, and take it.
+
+    >>> taken = {"scale", "scale/2"}
+    >>> free_name("scale", taken), free_name("scale", taken)
+    ('scale/3', 'scale/4')
+    """
+    number = 2
+    while (found := f"{name}/{number}") in taken:
+        number += 1
+    taken.add(found)
+    return found
+
+
+def value_names(model: ir.Model) -> set[str]:
+    """Give the names of all values in all graphs of the model."""
+    names: set[str] = set()
+    for graph in model.graphs():
+        names.update(value.name for value in graph.inputs if value.name)
+        names.update(graph.initializers)
+        names.update(value.name for node in graph for value in node.outputs if value.name)
+    return names
