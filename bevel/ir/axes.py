@@ -1,0 +1,289 @@
+"""The axis algebra: every axis is an expression over dimensions, and operators are equations between axes.
+
+    axis  ::=  dim  |  axis * axis * ...  |  axis + axis + ...
+
+A dimension is a set of places that change together on every tensor that has it. It is a variable: equating it with a
+product or a sum *refines* it, everywhere at once. Solving is unification, as in type inference; its cost follows the
+number of equations and never the sizes.
+
+    >>> from bevel.ir.axes import Dim, Solver, product, resolve
+    >>> solver, hidden, heads, head = Solver(), Dim(768), Dim(12), Dim(64)
+    >>> solver.unify(hidden, product(heads, head))
+    >>> resolve(hidden)
+    12*64
+
+The normal form keeps a sum outermost where it can, `(a + b) * c = a*c + b*c`, and holds no factor of size one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from math import prod
+from typing import NamedTuple, TypeAlias
+
+# A sum with more parts than this is left alone: nobody cuts one axis into so many named pieces on purpose.
+MAX_TERMS = 4096
+
+
+class Dim:
+    """A dimension with `size` places; `bound` holds what it was refined to."""
+
+    __slots__ = ("bound", "size")
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.bound: Axis | None = None
+
+    def __repr__(self) -> str:
+        return str(self.size) if self.bound is None else repr(resolve(self))
+
+
+class Product:
+    """Factors from the outermost (slowest) to the innermost."""
+
+    __slots__ = ("factors", "size")
+
+    def __init__(self, factors: tuple[Axis, ...]) -> None:
+        self.factors = factors
+        self.size: int = prod([factor.size for factor in factors])
+
+    def __repr__(self) -> str:
+        return "*".join(f"({f!r})" if isinstance(f, Sum) else repr(f) for f in self.factors) or "1"
+
+
+class Sum:
+    """Terms laid out one after the other."""
+
+    __slots__ = ("size", "terms")
+
+    def __init__(self, terms: tuple[Axis, ...]) -> None:
+        self.terms = terms
+        self.size: int = sum([term.size for term in terms])
+
+    def __repr__(self) -> str:
+        return " + ".join(repr(term) for term in self.terms)
+
+
+Axis: TypeAlias = Dim | Product | Sum
+ONE = Product(())
+
+
+def fresh(size: int) -> Axis:
+    """Make a new dimension; one place needs none."""
+    return ONE if size == 1 else Dim(size)
+
+
+def resolve(axis: Axis) -> Axis:
+    """Replace refined dimensions by what they were refined to, in normal form."""
+    if isinstance(axis, Dim):
+        if axis.bound is None:
+            return axis
+        axis.bound = resolve(axis.bound)
+        return axis.bound
+    if isinstance(axis, Product):
+        return axis if _settled(axis.factors) else product(*axis.factors)
+    return axis if _settled(axis.terms) else total(*axis.terms)
+
+
+def _settled(parts: tuple[Axis, ...]) -> bool:
+    return all([type(part) is Dim and part.bound is None for part in parts])  # noqa: C419 - a list is faster here
+
+
+def product(*factors: Axis) -> Axis:
+    """Multiply axes, the outermost first.
+
+    >>> a, b, c = Dim(2), Dim(3), Dim(4)
+    >>> product(total(a, b), c)
+    2*4 + 3*4
+    """
+    flat: list[Axis] = []
+    for factor in factors:
+        factor = resolve(factor)
+        if isinstance(factor, Product):
+            flat.extend(factor.factors)
+        elif factor.size != 1:
+            flat.append(factor)
+    if len(flat) == 1:
+        return flat[0]
+    if flat and isinstance(flat[0], Sum):  # (a + b) * c = a*c + b*c
+        return Sum(tuple([product(term, *flat[1:]) for term in flat[0].terms]))
+    return Product(tuple(flat)) if flat else ONE
+
+
+def total(*terms: Axis) -> Axis:
+    """Lay axes end to end."""
+    flat: list[Axis] = []
+    for term in terms:
+        term = resolve(term)
+        if isinstance(term, Sum):
+            flat.extend(term.terms)
+        elif term.size:
+            flat.append(term)
+    return flat[0] if len(flat) == 1 else Sum(tuple(flat))
+
+
+def atoms(axis: Axis) -> Iterator[Dim]:
+    """Yield the dimensions of an axis that are not refined further, in layout order, with repeats."""
+    axis = resolve(axis)
+    if isinstance(axis, Dim):
+        yield axis
+        return
+    for part in axis.factors if isinstance(axis, Product) else axis.terms:
+        yield from atoms(part)
+
+
+def paths(axis: Axis, prefix: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], Dim]]:
+    """Yield each atom with the positions that lead to it through products and sums."""
+    axis = resolve(axis)
+    if isinstance(axis, Dim):
+        yield prefix, axis
+        return
+    for place, part in enumerate(axis.factors if isinstance(axis, Product) else axis.terms):
+        yield from paths(part, (*prefix, place))
+
+
+class Conflict(NamedTuple):
+    """Two axes that an operator equates but that have no common refinement."""
+
+    left: Axis
+    right: Axis
+
+
+class Solver:
+    """Unifies axes and remembers what could not be aligned."""
+
+    def __init__(self) -> None:
+        self.conflicts: list[Conflict] = []
+
+    def unify(self, left: Axis, right: Axis) -> None:
+        """Make two axes the same, refining dimensions where needed; a failure becomes a conflict.
+
+        >>> solver, fused, q, k, v = Solver(), Dim(2304), Dim(768), Dim(768), Dim(768)
+        >>> solver.unify(fused, total(q, k, v))
+        >>> solver.unify(k, product(Dim(12), Dim(64)))
+        >>> resolve(fused)
+        768 + 12*64 + 768
+        """
+        left, right = resolve(left), resolve(right)
+        if left is right or (left.size == right.size and left.size <= 1):
+            return
+        if left.size != right.size:
+            self.conflicts.append(Conflict(left, right))
+        elif isinstance(right, Dim):
+            right.bound = left
+        elif isinstance(left, Dim):
+            left.bound = right
+        elif isinstance(left, Product) and isinstance(right, Product):
+            self._align_products(list(left.factors), list(right.factors))
+        else:
+            self._align_sums(left, right)
+
+    def _align_products(self, left: list[Axis], right: list[Axis]) -> None:
+        """Match factors from the innermost outwards, as digits of a mixed radix."""
+        while left and right:
+            x, y = left[-1], right[-1]
+            if x is y:
+                left.pop()
+                right.pop()
+                continue
+            if x.size == y.size:
+                self.unify(left.pop(), right.pop())
+            elif y.size % x.size == 0:
+                right[-1] = self._quotient(y, left.pop())
+            elif x.size % y.size == 0:
+                left[-1] = self._quotient(x, right.pop())
+            else:
+                self._skip_segment(left, right)
+                continue
+            self.unify(product(*left), product(*right))  # what is left may have been refined
+            return
+
+    def _quotient(self, axis: Axis, divisor: Axis) -> Axis:
+        """Refine `axis` to `quotient * divisor` and return the quotient."""
+        quotient = fresh(axis.size // divisor.size)
+        self.unify(axis, product(quotient, divisor))
+        return quotient
+
+    def _skip_segment(self, left: list[Axis], right: list[Axis]) -> None:
+        """Drop the shortest trailing runs of equal size: no common refinement lies inside them."""
+        skipped_left, skipped_right = [left.pop()], [right.pop()]
+        while (a := prod(f.size for f in skipped_left)) != (b := prod(f.size for f in skipped_right)):
+            side, run = (left, skipped_left) if a < b else (right, skipped_right)
+            if not side:
+                break
+            run.append(side.pop())
+        self.conflicts.append(Conflict(product(*reversed(skipped_left)), product(*reversed(skipped_right))))
+
+    def _align_sums(self, left: Axis, right: Axis) -> None:
+        """Match terms at the cut points of both."""
+        lefts, rights = deque(_terms(left)), deque(_terms(right))
+        if len(lefts) + len(rights) > MAX_TERMS:
+            self.conflicts.append(Conflict(left, right))
+            return
+        while lefts and rights:
+            a, b = _next_term(lefts), _next_term(rights)
+            if a.size == b.size:
+                self.unify(a, b)
+            elif a.size < b.size:
+                head, tail = self.cut(b, a.size)
+                rights.appendleft(tail)
+                self.unify(a, head)
+            else:
+                head, tail = self.cut(a, b.size)
+                lefts.appendleft(tail)
+                self.unify(head, b)
+
+    def cut(self, axis: Axis, place: int) -> tuple[Axis, Axis]:
+        """Refine an axis so that it can be taken apart at `place`, strictly inside it.
+
+        >>> solver, groups, channels = Solver(), Dim(4), Dim(6)
+        >>> solver.cut(product(groups, channels), 12)
+        (2*6, 2*6)
+        """
+        axis = resolve(axis)
+        if isinstance(axis, Dim):
+            head, tail = fresh(place), fresh(axis.size - place)
+            axis.bound = total(head, tail)
+            return head, tail
+        if isinstance(axis, Sum):
+            return self._cut_sum(axis, place)
+        return self._cut_product(axis, place)
+
+    def _cut_sum(self, axis: Sum, place: int) -> tuple[Axis, Axis]:
+        heads: list[Axis] = []
+        tails = deque(axis.terms)
+        while place and (term := _next_term(tails)).size <= place:
+            heads.append(term)
+            place -= term.size
+        if place:
+            head, tail = self.cut(term, place)
+            heads.append(head)
+            tails.appendleft(tail)
+        return total(*heads), total(*tails)
+
+    def _cut_product(self, axis: Product, place: int) -> tuple[Axis, Axis]:
+        """Cut the leading factor; where the cut falls inside one of its entries, isolate that entry and cut inside."""
+        lead, inner = axis.factors[0], product(*axis.factors[1:])
+        assert isinstance(lead, Dim)  # the normal form distributes a leading sum
+        whole, part = divmod(place, inner.size)
+        if not part:
+            head, tail = self.cut(lead, whole)
+            return product(head, inner), product(tail, inner)
+        before, after = fresh(whole), fresh(lead.size - whole - 1)
+        lead.bound = total(before, ONE, after)
+        inner_head, inner_tail = self.cut(inner, part)
+        return total(product(before, inner), inner_head), total(inner_tail, product(after, inner))
+
+
+def _terms(axis: Axis) -> tuple[Axis, ...]:
+    return axis.terms if isinstance(axis, Sum) else (axis,)
+
+
+def _next_term(queue: deque[Axis]) -> Axis:
+    """Take the next term, which may have become a sum since it was queued."""
+    term = resolve(queue.popleft())
+    if isinstance(term, Sum):
+        queue.extendleft(reversed(term.terms))
+        return queue.popleft()
+    return term

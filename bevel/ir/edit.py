@@ -1,0 +1,206 @@
+"""Edits on groups: every tensor axis, size and attribute that has the dimension changes at once.
+
+Edits are lazy: an initializer's content is read when the model is saved or run, so a model larger than memory can be
+edited. They are atomic: everything that can be refused is refused before the first write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+
+from bevel.errors import EditRefused
+from bevel.ir.axes import Axis, Dim, Product, atoms, resolve
+from bevel.ir.coupling import Freedom
+from bevel.ir.groups import Analysis, Group, analyse
+from bevel.ir.resize import Resize, Write, add_initializer
+from bevel.ir.site import Summation
+from bevel.ir.sizes import is_symbolic
+
+Indices: TypeAlias = Mapping[str, np.ndarray]
+
+
+def permute(model: ir.Model | Analysis, orders: Indices) -> None:
+    """Reorder groups: entry `i` of a group becomes what was entry `order[i]`; the function stays the same.
+
+    `orders` maps group names to permutations. Raises `EditRefused` where a group does not allow it.
+    """
+    analysis = _analysis(model)
+    taken = _checked(analysis, orders, Freedom.PERMUTE)
+    for group, order in taken.items():
+        if len(order) != group.size or not np.array_equal(np.sort(order), np.arange(group.size)):
+            raise EditRefused(f"the order is no permutation of {group.size} entries", where=f"group {group.name!r}")
+    apply(analysis, {group.dim: order for group, order in taken.items()})
+
+
+def select(model: ir.Model | Analysis, keeps: Indices) -> None:
+    """Keep some entries of groups, in the given order, and drop the others.
+
+    `keeps` maps group names to distinct entries. The result computes what the model computes with the consumers of the
+    dropped entries zeroed (see `mask`). Raises `EditRefused` where a group does not allow it.
+    """
+    analysis = _analysis(model)
+    taken = _checked(analysis, keeps, FREE_TO_DROP)
+    for group, keep in taken.items():
+        if not len(keep) or len(np.unique(keep)) != len(keep) or keep.min() < 0 or keep.max() >= group.size:
+            raise EditRefused(
+                f"keep at least one of its {group.size} entries, each once", where=f"group {group.name!r}"
+            )
+    apply(analysis, {group.dim: keep for group, keep in taken.items()})
+
+
+FREE_TO_DROP = Freedom.PERMUTE | Freedom.SELECT
+
+
+def mask(model: ir.Model | Analysis, keeps: Indices) -> None:
+    """Zero what the consumers of dropped entries read, at full size: the reference that `select` is compared with."""
+    analysis = _analysis(model)
+    kept = {analysis[name].dim: _indicator(analysis[name], keep) for name, keep in keeps.items()}
+    places = {(place.node, place.input, place.position): place for place in _masked_places(analysis, kept)}
+    for place in places.values():
+        _mask_input(analysis, place, kept)
+
+
+def apply(analysis: Analysis, taken: Mapping[Dim, np.ndarray]) -> None:
+    """Index every occurrence of the dimensions with the entries taken of each."""
+    resize = Resize({dim: len(entries) for dim, entries in taken.items()})
+    writes: list[Write] = []
+    for statement in analysis.facts.statements:
+        writes.extend(statement(resize))
+    for value, axes in analysis.facts.axes.items():
+        if axes and value.is_initializer() and value.const_value is not None:
+            writes.extend(_index_initializer(value, axes, taken))
+        elif axes and value.shape is not None and resize.touches(*axes):
+            writes.append(partial(_follow_shape, value, axes, resize))
+    for write in writes:
+        write()
+
+
+def entries(axis: Axis, taken: Mapping[Dim, np.ndarray]) -> np.ndarray:
+    """Return which places of an axis are taken, and in which order, given the entries taken of its dimensions.
+
+    >>> from bevel.ir.axes import product, total
+    >>> heads, half = Dim(2), Dim(2)
+    >>> entries(product(heads, total(half, half)), {half: np.array([1, 0])})
+    array([1, 0, 3, 2, 5, 4, 7, 6])
+    """
+    axis = resolve(axis)
+    if isinstance(axis, Dim):
+        return taken.get(axis, np.arange(axis.size))
+    if isinstance(axis, Product):
+        places = np.zeros(1, np.int64)
+        for factor in axis.factors:
+            places = (places[:, None] * factor.size + entries(factor, taken)[None, :]).ravel()
+        return places
+    offsets = np.cumsum([0, *(term.size for term in axis.terms[:-1])])
+    return np.concatenate([start + entries(term, taken) for start, term in zip(offsets, axis.terms, strict=True)])
+
+
+def indicator(axis: Axis, kept: Mapping[Dim, np.ndarray]) -> np.ndarray:
+    """Return 1.0 at the places of an axis that stay and 0.0 elsewhere, given the same for its dimensions.
+
+    >>> from bevel.ir.axes import product
+    >>> heads, width = Dim(2), Dim(2)
+    >>> indicator(product(heads, width), {heads: np.array([0.0, 1.0])})
+    array([0., 0., 1., 1.])
+    """
+    axis = resolve(axis)
+    if isinstance(axis, Dim):
+        return kept.get(axis, np.ones(axis.size))
+    if isinstance(axis, Product):
+        vector = np.ones(1)
+        for factor in axis.factors:
+            vector = np.kron(vector, indicator(factor, kept))
+        return vector
+    return np.concatenate([indicator(term, kept) for term in axis.terms])
+
+
+def _analysis(model: ir.Model | Analysis) -> Analysis:
+    return model if isinstance(model, Analysis) else analyse(model)
+
+
+def _checked(analysis: Analysis, indices: Indices, kind: Freedom) -> dict[Group, np.ndarray]:
+    """Look up groups by name and refuse those that do not allow the edit."""
+    taken = {analysis[name]: np.asarray(entries, np.int64) for name, entries in indices.items()}
+    for group in taken:
+        if not group.allows(kind):
+            raise EditRefused(
+                group.why(kind)[0],
+                where=f"group {group.name!r}",
+                remedy="leave this group out; `bevel inspect` shows what each group allows",
+            )
+    return taken
+
+
+def _index_initializer(value: ir.Value, axes: tuple[Axis, ...], taken: Mapping[Dim, np.ndarray]) -> list[Write]:
+    changed = {
+        place: entries(axis, taken) for place, axis in enumerate(axes) if any(atom in taken for atom in atoms(axis))
+    }
+    source = value.const_value
+    if not changed or source is None:
+        return []
+    shape = ir.Shape([len(changed[place]) if place in changed else axis.size for place, axis in enumerate(axes)])
+
+    def take() -> ir.TensorProtocol:
+        array = source.numpy()
+        for place, index in changed.items():
+            array = np.take(array, index, axis=place)
+        if isinstance(source, ir.ExternalTensor):
+            source.release()
+        return ir.Tensor(array, dtype=source.dtype, shape=shape, name=value.name)
+
+    def write() -> None:
+        value.const_value = ir.LazyTensor(take, dtype=source.dtype, shape=shape, name=value.name)
+        value.shape = shape
+
+    return [write]
+
+
+def _follow_shape(value: ir.Value, axes: tuple[Axis, ...], resize: Resize) -> None:
+    """Bring the recorded shape of a value up to date."""
+    assert value.shape is not None
+    sizes = [resize.of(axis) if resize.touches(axis) else old for axis, old in zip(axes, value.shape, strict=True)]
+    value.shape = ir.Shape([size if not isinstance(size, int) or not is_symbolic(size) else None for size in sizes])
+
+
+def _indicator(group: Group, keep: np.ndarray) -> np.ndarray:
+    vector = np.zeros(group.size)
+    vector[keep] = 1
+    return vector
+
+
+def _masked_places(analysis: Analysis, kept: Mapping[Dim, np.ndarray]) -> list[Summation]:
+    """Choose, for every sum over a dimension with dropped entries, the operand to zero: a weight where there is one."""
+    chosen: dict[tuple[ir.Node, int], Summation] = {}
+    for place in analysis.facts.sums:
+        if any(atom in kept for atom in atoms(place.axis)):
+            key = (place.node, id(place.axis))
+            if key not in chosen or (_is_weight(place) and not _is_weight(chosen[key])):
+                chosen[key] = place
+    return list(chosen.values())
+
+
+def _is_weight(place: Summation) -> bool:
+    value = place.node.inputs[place.input]
+    return value is not None and value.is_initializer()
+
+
+def _mask_input(analysis: Analysis, place: Summation, kept: Mapping[Dim, np.ndarray]) -> None:
+    """Multiply one operand of a node with zeros and ones along an axis."""
+    value = place.node.inputs[place.input]
+    assert value is not None
+    axes = analysis.axes(value)
+    graph = place.node.graph
+    assert axes is not None and isinstance(graph, ir.Graph)
+    vector = indicator(axes[place.position], kept).reshape([-1] + [1] * (len(axes) - place.position - 1))
+    dtype = value.dtype or ir.DataType.FLOAT
+    name = f"{value.name}.masked.{place.node.name or id(place.node)}.{place.position}"
+    constant = add_initializer(graph, f"{name}.mask", ir.tensor(vector.astype(dtype.numpy())))
+    product = ir.node("Mul", [value, constant], name=name)
+    product.outputs[0].name, product.outputs[0].type = name, value.type
+    graph.insert_before(place.node, product)
+    place.node.replace_input_with(place.input, product.outputs[0])

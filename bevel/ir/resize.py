@@ -1,0 +1,147 @@
+"""How nodes that repeat sizes in attributes and operands follow when a dimension changes its size.
+
+A rule hands over *statements*. Asked with the new sizes, a statement answers with the writes it needs, or refuses; the
+writes happen only after every statement has answered, so that a refusal leaves the model as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+
+from bevel.errors import EditRefused
+from bevel.ir.axes import Axis, Dim, Product, atoms, resolve
+from bevel.ir.sizes import is_symbolic
+
+
+class Resize:
+    """New sizes of some dimensions, and of every axis made of them."""
+
+    def __init__(self, sizes: Mapping[Dim, int]) -> None:
+        self._sizes = sizes
+
+    def touches(self, *axes: Axis) -> bool:
+        """Say whether any of the axes holds a dimension that changes its size."""
+        return any(self._sizes.get(atom, atom.size) != atom.size for axis in axes for atom in atoms(axis))
+
+    def of(self, axis: Axis) -> int:
+        """Return the new size of an axis."""
+        axis = resolve(axis)
+        if isinstance(axis, Dim):
+            return self._sizes.get(axis, axis.size)
+        if isinstance(axis, Product):
+            size = 1
+            for factor in axis.factors:
+                size *= self.of(factor)
+            return size
+        return sum(self.of(term) for term in axis.terms)
+
+
+Write: TypeAlias = Callable[[], None]
+Statement: TypeAlias = Callable[[Resize], Sequence[Write]]
+
+
+def attribute_size(node: ir.Node, name: str, axis: Axis) -> Statement:
+    """State that an integer attribute repeats the size of an axis."""
+
+    def follow(resize: Resize) -> Sequence[Write]:
+        if not resize.touches(axis):
+            return ()
+        return [lambda: node.attributes.add(ir.AttrInt64(name, resize.of(axis)))]
+
+    return follow
+
+
+def attribute_sizes(node: ir.Node, name: str, axes: Sequence[Axis]) -> Statement:
+    """State that an attribute lists the sizes of several axes."""
+
+    def follow(resize: Resize) -> Sequence[Write]:
+        if not resize.touches(*axes):
+            return ()
+        return [lambda: node.attributes.add(ir.AttrInt64s(name, [resize.of(axis) for axis in axes]))]
+
+    return follow
+
+
+def drop_attribute(node: ir.Node, name: str) -> Write:
+    """Prepare to take an attribute away, if it is there."""
+
+    def write() -> None:
+        node.attributes.pop(name, None)
+
+    return write
+
+
+def operand_sizes(node: ir.Node, index: int, elements: Sequence[Axis | int]) -> Statement:
+    """State that an integer operand lists sizes: axes that may change among numbers that do not."""
+    axes = [element for element in elements if not isinstance(element, int)]
+
+    def follow(resize: Resize) -> Sequence[Write]:
+        if not resize.touches(*axes):
+            return ()
+        return [write_operand(node, index, elements, resize)]
+
+    return follow
+
+
+def write_operand(node: ir.Node, index: int, elements: Sequence[Axis | int], resize: Resize) -> Write:
+    """Prepare an operand's new content; sizes known only at run time are taken from the operand it has now."""
+    sizes: list[int | None] = []
+    for element in elements:
+        size = element if isinstance(element, int) else resize.of(element)
+        dynamic = not isinstance(element, int) and is_symbolic(size)
+        if dynamic and not isinstance(element, int) and resize.touches(element):
+            raise EditRefused(
+                f"operand {index} holds a size that changes together with one known only at run time",
+                where=f"node {node.name!r} ({node.op_type})",
+                remedy="fix the symbolic dimensions of the model's inputs, or leave this group as it is",
+            )
+        sizes.append(None if dynamic else size)
+    known = [size for size in sizes if size is not None]
+    if len(known) == len(sizes):
+        return lambda: set_operand(node, index, np.asarray(known, np.int64))
+    return lambda: _mix_operand(node, index, sizes)
+
+
+def _mix_operand(node: ir.Node, index: int, sizes: Sequence[int | None]) -> None:
+    """Join known sizes with entries of the present operand."""
+    old, graph = node.inputs[index], node.graph
+    assert old is not None and isinstance(graph, ir.Graph)
+    name = f"{node.name or node.outputs[0].name}.operand{index}"
+    parts: list[ir.Value] = []
+    for place, size in enumerate(sizes):
+        constant = add_initializer(graph, f"{name}.{place}", ir.tensor(np.array([place if size is None else size])))
+        if size is None:
+            gather = ir.node("Gather", [old, constant], name=f"{constant.name}.entry")
+            gather.outputs[0].name = gather.name
+            graph.insert_before(node, gather)
+            constant = gather.outputs[0]
+        parts.append(constant)
+    join = ir.node("Concat", parts, {"axis": 0}, name=f"{name}.sizes")
+    join.outputs[0].name = join.name
+    graph.insert_before(node, join)
+    node.replace_input_with(index, join.outputs[0])
+
+
+def set_operand(node: ir.Node, index: int, array: np.ndarray) -> None:
+    """Give a node a constant of its own as one of its inputs."""
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    value = add_initializer(graph, f"{node.name or node.outputs[0].name}.operand{index}", ir.tensor(array))
+    node.replace_input_with(index, value)
+
+
+def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """Register a constant in a graph under a name that nothing else has."""
+    unique, count = name, 1
+    while unique in graph.initializers:
+        count += 1
+        unique = f"{name}.{count}"
+    value = ir.Value(
+        name=unique, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
