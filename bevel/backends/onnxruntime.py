@@ -1,0 +1,187 @@
+"""Run models in ONNX Runtime: to verify, to measure, to gather statistics."""
+
+import ctypes
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from statistics import median
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from bevel.errors import BevelError, UnsupportedModel
+
+# Up to this many bytes of initializers, a model is handed over in memory (which holds it three times for a moment);
+# above, through a temporary file that ONNX Runtime maps.
+IN_MEMORY_BYTES = 256 * 2**20
+# Enough for speed; fixed, so that sums are cut in the same way on machines with more cores.
+THREADS = min(4, os.cpu_count() or 1)
+WARM_UP_RUNS = 2
+
+MESSAGE_LIMIT = 400
+PROVIDERS = ["CPUExecutionProvider"]
+# What ONNX Runtime's bindings raise: its own exceptions, and plain ones for inputs it does not recognise.
+ORT_ERRORS: tuple[type[Exception], ...] = (
+    *(kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+    RuntimeError,
+    ValueError,
+    TypeError,
+)
+RAW_TYPES = {
+    ir.DataType.BFLOAT16,
+    ir.DataType.FLOAT8E4M3FN,
+    ir.DataType.FLOAT8E4M3FNUZ,
+    ir.DataType.FLOAT8E5M2,
+    ir.DataType.FLOAT8E5M2FNUZ,
+    ir.DataType.FLOAT8E8M0,
+}
+
+Array = np.ndarray[Any, Any]
+
+
+class Level(Enum):
+    """How much ONNX Runtime may rewrite a model before it runs it.
+
+    `AS_WRITTEN` runs the nodes one by one: what verification uses, so that both models go through the same kernels
+    and a difference is the pass's. `AS_DEPLOYED` is ONNX Runtime's default: what latency is measured with.
+    """
+
+    AS_WRITTEN = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    AS_DEPLOYED = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+
+
+class Session:
+    """A model loaded in ONNX Runtime, on the CPU.
+
+    Raises `UnsupportedModel` with ONNX Runtime's message when it does not load. Close it, or use it in a `with`, to
+    give its memory back.
+    """
+
+    def __init__(self, model: ir.Model, *, level: Level = Level.AS_DEPLOYED, threads: int = THREADS) -> None:
+        self.outputs = tuple(value.name or "" for value in model.graph.outputs)
+        self._raw = any(value.dtype in RAW_TYPES for value in (*model.graph.inputs, *model.graph.outputs))
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        big = _weight_bytes(model) > IN_MEMORY_BYTES
+        options = _options(level, threads, mapped=big)
+        try:
+            with _translated("cannot be loaded"):
+                self._session: Any = ort.InferenceSession(self._handed_over(model, big), options, PROVIDERS)
+        except BevelError:
+            self.close()
+            raise
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the memory and the temporary file back."""
+        self._session = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
+        """Return every output by name: an array, a list of them for a sequence, None for an absent optional.
+
+        Raises `UnsupportedModel` with ONNX Runtime's message when the model does not run on `feed`.
+        """
+        given = {name: value for name, value in feed.items() if value is not None}
+        with _translated("does not run"):
+            results = self._run_raw(given) if self._raw else self._session.run(list(self.outputs), given)
+        return dict(zip(self.outputs, results, strict=True))
+
+    def _run_raw(self, feed: Mapping[str, Any]) -> list[Any]:
+        """Run a model with inputs or outputs of types that numpy itself does not have."""
+        values = {name: _to_ortvalue(np.asarray(value)) for name, value in feed.items()}
+        return [_from_ortvalue(value) for value in self._session.run_with_ort_values(list(self.outputs), values)]
+
+    def _handed_over(self, model: ir.Model, big: bool) -> bytes | str:
+        if not big:
+            return bytes(ir.to_proto(model).SerializeToString())
+        self._folder = tempfile.TemporaryDirectory(prefix="bevel-")
+        path = Path(self._folder.name) / "model.onnx"
+        ir.save(model.clone(), path, external_data="weights")
+        return str(path)
+
+
+def latency(session: Session, feed: Mapping[str, Any], *, runs: int = 20, seconds: float = 2.0) -> float:
+    """Return the median time of one run in milliseconds, over `runs` runs or what fits in `seconds`, at least three."""
+    for _ in range(WARM_UP_RUNS):
+        session.run(feed)
+    times: list[float] = []
+    start = time.perf_counter()
+    while len(times) < 3 or (len(times) < runs and time.perf_counter() - start < seconds):
+        before = time.perf_counter()
+        session.run(feed)
+        times.append(time.perf_counter() - before)
+    return median(times) * 1000
+
+
+def _options(level: Level, threads: int, *, mapped: bool) -> Any:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = level.value
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.use_deterministic_compute = True
+    options.log_severity_level = 4
+    if mapped and level is Level.AS_WRITTEN:  # prepacking would copy every weight out of the map
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    return options
+
+
+def _weight_bytes(model: ir.Model) -> int:
+    tensors = {id(value.const_value): value.const_value for value in model.graph.initializers.values()}
+    return sum(tensor.nbytes for tensor in tensors.values() if tensor is not None)
+
+
+def _to_ortvalue(array: Array) -> Any:
+    code = ir.DataType.from_numpy(array.dtype) if array.dtype.kind not in "OUST" else ir.DataType.STRING
+    if code not in RAW_TYPES:
+        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array).reshape(array.shape))
+    raw = np.ascontiguousarray(array).reshape(array.shape).view(np.dtype(f"u{array.dtype.itemsize}"))
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, int(code))
+
+
+def _from_ortvalue(value: Any) -> Any:
+    if not value.has_value() or not value.is_tensor():
+        return None
+    code = ir.DataType(value.element_type())
+    if code not in RAW_TYPES:
+        return value.numpy()
+    raw = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+    return np.frombuffer(raw, code.numpy()).reshape(value.shape())
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """Turn ONNX Runtime's exceptions, which have no common type but their module's, into `UnsupportedModel`."""
+    try:
+        yield
+    except ORT_ERRORS as error:
+        raise UnsupportedModel(
+            f"{what} in ONNX Runtime {ort.__version__}: {one_line(str(error))}",
+            remedy="run `bevel inspect` on the input, or skip the check with --no-verify",
+        ) from error
+
+
+def one_line(message: str) -> str:
+    """Return ONNX Runtime's message without its prefix, source paths and line breaks.
+
+    >>> one_line("[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find\\nan implementation for Foo(1)")
+    'Could not find an implementation for Foo(1)'
+    """
+    plain = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", message)
+    plain = re.sub(r"/\S+?\.(cc|h):\d+\s+", "", plain)
+    return " ".join(plain.split())[:MESSAGE_LIMIT]

@@ -1,0 +1,135 @@
+"""What a pass is: a frozen dataclass with typed options, a promise, and `run`.
+
+@dataclass(frozen=True)
+class Halve(Pass):
+    \"\"\"Halve every weight.\"\"\"
+
+    name = "halve"
+    promise = Lossy()
+    times: Annotated[int, Range(1, 8), Doc("how often")] = 1
+
+    def run(self, model, context): ...
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import onnx_ir as ir
+
+from bevel.passes import options
+from bevel.passes.calibration import Calibration
+from bevel.passes.options import Choice, Doc, Range
+
+__all__ = [
+    "Choice",
+    "Context",
+    "Doc",
+    "Exact",
+    "Lossy",
+    "Masked",
+    "Outcome",
+    "Pass",
+    "Preserving",
+    "Progress",
+    "Promise",
+    "Range",
+    "silent",
+]
+
+# float32 rounds at 2**-24 = 6e-8 of a value. A sum of k terms taken in another order moves by about sqrt(k) roundings
+# of its largest partial sum: 4e-6 for k = 4096, the widest reduction commonly met. Twice that, for two such in a row.
+REASSOCIATION_RTOL = 1e-5
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What a pass guarantees about the outputs; `rtol` is None where nothing is guaranteed."""
+
+    rtol: float | None = None
+
+    def __str__(self) -> str:
+        return type(self).__name__ if not self.rtol else f"{type(self).__name__} {self.rtol:g}"
+
+
+@dataclass(frozen=True)
+class Exact(Promise):
+    """The outputs are equal in every element; NaN equals NaN, and -0 equals 0."""
+
+    rtol: float | None = 0.0
+
+
+@dataclass(frozen=True)
+class Preserving(Promise):
+    """The outputs are equal up to the order in which floating-point sums are taken."""
+
+    rtol: float | None = REASSOCIATION_RTOL
+
+
+@dataclass(frozen=True)
+class Masked(Promise):
+    """The outputs equal those of the pass's input with the dropped channels' consumer slices zeroed."""
+
+    rtol: float | None = REASSOCIATION_RTOL
+
+
+@dataclass(frozen=True)
+class Lossy(Promise):
+    """The outputs change; the error is measured and reported, and compared with the user's limit if there is one."""
+
+    rtol: None = None
+
+
+class Progress(Protocol):
+    """Is told how far a long loop has come."""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Say that `done` of `total` steps of `what` are done."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Report no progress."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a pass may know beside the model and its options."""
+
+    seed: int
+    calibration: Calibration
+    progress: Progress = silent
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a pass says about its own run.
+
+    `reference` turns a clone of the pass's input into what the promise compares with (prune: zero the consumers of what
+    was dropped); None means the input itself. `notes` are sentences for the report.
+    """
+
+    reference: Callable[[ir.Model], None] | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """A rewrite of a model, and what it promises.
+
+    Subclasses are frozen dataclasses whose fields are the options. Values out of range raise `UsageError` when the
+    instance is made. An instance keeps no state: the same model, options and seed give the same bytes.
+    """
+
+    name: ClassVar[str]
+    promise: ClassVar[Promise]
+
+    def __post_init__(self) -> None:
+        options.check(self)
+
+    @abstractmethod
+    def run(self, model: ir.Model, context: Context) -> Outcome:
+        """Edit `model` in place. Refuse, with a `BevelError`, before the first write."""
+
+    def __str__(self) -> str:
+        return options.render(self)

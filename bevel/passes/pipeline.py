@@ -1,0 +1,256 @@
+"""Run passes one after the other, and check each one's promise.
+
+`optimize` works on a clone (tensors are shared, so it is cheap) and hands it over to the caller's model only after the
+last pass was verified: whatever stops a run, the model is as it was.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import onnx_ir as ir
+
+from bevel.backends.onnxruntime import Level, Session, latency
+from bevel.errors import BevelError, PassFailed, PromiseBroken
+from bevel.ir.cost import cost
+from bevel.passes.base import Context, Lossy, Outcome, Pass, Progress, silent
+from bevel.passes.calibration import Calibration, Source
+from bevel.passes.recipe import Pipeline, as_pipeline, from_recipe, parse
+from bevel.passes.reproducer import keep
+from bevel.passes.synthesis import synthesize
+from bevel.passes.verify import Observation, Verdict, compare, observe
+from bevel.report import Report, Step
+
+__all__ = ["Hooks", "Pipeline", "adopt", "from_recipe", "optimize", "parse"]
+
+# Made-up feeds per run: two sizes of every symbolic axis, two draws each.
+FEEDS = 4
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a caller can watch or steer while passes run.
+
+    `log` gets a line per event. `after` gets each pass and the model it made. `bisect` stops running passes after
+    that many, to find the one that breaks a model. `keep_failed` is a folder for what is needed to see a failure again.
+    """
+
+    log: Callable[[str], None] = lambda line: None
+    progress: Progress = silent
+    after: Callable[[Pass, ir.Model], None] = lambda step, model: None
+    bisect: int | None = None
+    keep_failed: Path | None = None
+
+
+def optimize(
+    model: ir.Model,
+    pipeline: str | Pipeline | Pass | Sequence[Pass],
+    *,
+    calibration: Source | Calibration | None = None,
+    verify: bool = True,
+    seed: int = 0,
+    max_error: float | None = None,
+    measure_latency: bool = False,
+    dry_run: bool = False,
+    hooks: Hooks | None = None,
+) -> Report:
+    """Run `pipeline` on `model` in place, and verify every pass in ONNX Runtime.
+
+    `calibration` gives the inputs (see `bevel.passes.calibration`); without it they are made up from the signature.
+    `max_error` bounds the relative error of lossy passes. On any error, and with `dry_run`, the model stays as it was.
+    After success `model.graph` is a new graph: values and nodes looked up before are those of the old one.
+
+    Raises `PromiseBroken`, `PassFailed` (a pass raised), or another `BevelError` (it refused, or nothing can be run).
+    """
+    run = _Run(model, as_pipeline(pipeline), calibration, verify, seed, max_error, hooks or Hooks())
+    result = run.all_passes()
+    latencies = run.latencies(result) if measure_latency else (None, None)
+    report = run.report(result, latencies)
+    if not dry_run:
+        adopt(model, result)
+    return report
+
+
+def adopt(model: ir.Model, other: ir.Model) -> None:
+    """Make `model` what `other` is, in one step; `other` must not be used afterwards."""
+    model.functions.clear()
+    model.functions.update(other.functions)
+    model.metadata_props.clear()
+    model.metadata_props.update(other.metadata_props)
+    for field in ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string"):
+        setattr(model, field, getattr(other, field))
+    model.device_configurations = other.device_configurations
+    model.graph = other.graph
+
+
+class _Run:
+    """The state of one `optimize`: the steps so far, and what the latest model answered."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        pipeline: Pipeline,
+        calibration: Source | Calibration | None,
+        verify: bool,
+        seed: int,
+        max_error: float | None,
+        hooks: Hooks,
+    ) -> None:
+        self.original = model
+        self.pipeline = pipeline
+        self.seed = seed
+        self.max_error = max_error
+        self.hooks = hooks
+        self.steps: list[Step] = []
+        self.calibration = _calibration(calibration, model, seed)
+        self.first: Observation | None = None
+        self.latest: Observation | None = None
+        if verify:
+            self._observe_original(made_up=calibration is None)
+
+    def all_passes(self) -> ir.Model:
+        """Run the passes, each on a clone of what the one before it made; return the last."""
+        current = self.original.clone()
+        for number, step in enumerate(self.pipeline, 1):
+            skipped = self.hooks.bisect is not None and number > self.hooks.bisect
+            if self.hooks.bisect is not None:
+                self.hooks.log(f"BISECT: {'NOT ' if skipped else ''}running pass ({number}) {step.name}")
+            if not skipped:
+                self.hooks.progress(f"{step.name}", number - 1, len(self.pipeline))
+                current = self._one_pass(step, current)
+                self.hooks.after(step, current)
+        self.hooks.progress("done", len(self.pipeline), len(self.pipeline))
+        return current
+
+    def report(self, result: ir.Model, latencies: tuple[float | None, float | None]) -> Report:
+        """Sum the run up."""
+        error = compare(self.first, self.latest, Lossy()).error if self.first and self.latest else float("nan")
+        feeds = len(self.first.answers) if self.first else 0
+        return Report(
+            before=cost(self.original),
+            after=cost(result),
+            steps=tuple(self.steps),
+            error=error,
+            latency_before=latencies[0],
+            latency_after=latencies[1],
+            inputs=f"{feeds} inputs ({self.calibration.source})" if feeds else "",
+            seed=self.seed,
+        )
+
+    def latencies(self, result: ir.Model) -> tuple[float, float]:
+        """Return the median milliseconds of the original and of `result`, as ONNX Runtime deploys them."""
+        feed = next(iter(self.calibration))
+        return _latency(self.original, feed), _latency(result, feed)
+
+    def _observe_original(self, *, made_up: bool) -> None:
+        with Session(self.original, level=Level.AS_WRITTEN) as session:
+            if made_up:
+                self.calibration = synthesize(self.original, self.seed, FEEDS, session.run)
+            self.first = self.latest = observe(session, self.calibration, repeat=True)
+        compare(self.first, self.first, Lossy())  # refuses zero inputs and answers that change from run to run
+
+    def _one_pass(self, step: Pass, given: ir.Model) -> ir.Model:
+        result = given.clone()
+        context = Context(self.seed, self.calibration, self.hooks.progress)
+        with self._kept_on_failure(step, given):
+            start = time.perf_counter()
+            with _Boundary(step):
+                outcome = step.run(result, context)
+            _same_interface(step, given, result)
+            between = time.perf_counter()
+            verdict = self._verdict(step, given, result, outcome)
+            end = time.perf_counter()
+        notes = outcome.notes
+        self.steps.append(
+            Step(str(step), str(step.promise), verdict, cost(result), between - start, end - between, notes)
+        )
+        return result
+
+    def _verdict(self, step: Pass, given: ir.Model, result: ir.Model, outcome: Outcome) -> Verdict | None:
+        if self.latest is None:
+            return None
+        expected = self.latest
+        if outcome.reference is not None:
+            reference = given.clone()
+            with _Boundary(step):
+                outcome.reference(reference)
+            expected = _observed(reference, self.calibration)
+        found = self._observed_result(step, result)
+        verdict = compare(expected, found, step.promise, max_error=self.max_error)
+        verdict.demand(step.name)
+        self.latest = found
+        return verdict
+
+    def _observed_result(self, step: Pass, result: ir.Model) -> Observation:
+        """Run what the pass made; that it does not run is a broken promise."""
+        try:
+            return _observed(result, self.calibration)
+        except BevelError as error:
+            raise PromiseBroken(f"its result {error.what}", where=step.name, remedy=KEEP_REMEDY) from error
+
+    @contextmanager
+    def _kept_on_failure(self, step: Pass, given: ir.Model) -> Iterator[None]:
+        try:
+            yield
+        except (PromiseBroken, PassFailed) as error:
+            if self.hooks.keep_failed is not None:
+                keep(self.hooks.keep_failed, given, str(step), self.seed, self.calibration, error)
+                self.hooks.log(f"what is needed to see it again is in {self.hooks.keep_failed}")
+            raise
+
+
+KEEP_REMEDY = "the result was thrown away; --keep-failed FOLDER saves what is needed to see it again"
+
+
+class _Boundary:
+    """Turns whatever a pass raises, other than a `BevelError`, into `PassFailed`."""
+
+    def __init__(self, step: Pass) -> None:
+        self.step = step
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if isinstance(error, Exception) and not isinstance(error, BevelError):
+            raise PassFailed(
+                f"raised {type(error).__name__}: {error}", where=self.step.name, remedy="this is a bug in the pass"
+            ) from error
+
+
+def _calibration(source: Source | Calibration | None, model: ir.Model, seed: int) -> Calibration:
+    """Return the inputs; without a source they are made up when first asked for."""
+    if isinstance(source, Calibration):
+        return source
+    if source is not None:
+        return Calibration.of(source, model)
+    original = model.clone()
+
+    def made_up() -> Calibration:
+        with Session(original, level=Level.AS_WRITTEN) as session:
+            return synthesize(original, seed, FEEDS, session.run)
+
+    return Calibration(made_up, "made-up inputs")
+
+
+def _observed(model: ir.Model, feeds: Calibration) -> Observation:
+    with Session(model, level=Level.AS_WRITTEN) as session:
+        return observe(session, feeds)
+
+
+def _latency(model: ir.Model, feed: Mapping[str, Any]) -> float:
+    with Session(model) as session:
+        return latency(session, feed)
+
+
+def _same_interface(step: Pass, given: ir.Model, result: ir.Model) -> None:
+    """Raise `PromiseBroken` if inputs or outputs were renamed, reordered, added or removed."""
+    for what in ("inputs", "outputs"):
+        before = [value.name for value in getattr(given.graph, what)]
+        after = [value.name for value in getattr(result.graph, what)]
+        if before != after:
+            raise PromiseBroken(f"changed the model's {what} from {before} to {after}", where=step.name)

@@ -1,0 +1,197 @@
+"""Inputs made up from a model's signature, when the user has none at hand.
+
+Sizes of symbolic axes are chosen per symbol, values per input: indices within the tables they index, masks mostly on,
+floats from a standard normal. What to try is a short list of plans; the first that the model runs on is taken.
+"""
+
+import ast
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from bevel.errors import BevelError, CalibrationError
+from bevel.ir.signature import Input, signature
+from bevel.passes.calibration import Calibration, Feed
+
+# Distinct and mutually prime, so that two axes that are mixed up differ in size.
+DISTINCT_SIZES = (2, 3, 5, 7, 11, 13, 17, 19)
+# Then every symbolic axis alike: small ones first, then what convolutional networks need, then 1 (a batch of one).
+COMMON_SIZES = (4, 8, 16, 32, 64, 128, 224, 256, 512, 1)
+MASK_NAME = re.compile(r"mask", re.IGNORECASE)
+POSITION_NAME = re.compile(r"pos(ition)?(_?ids?)?$", re.IGNORECASE)
+WORDS = ("", "a", "of", "tree", "House", "river 7", "né", "snow-white")
+# Masks hide one place in eight: enough to be exercised, few enough that no row is all hidden often.
+MASKED_SHARE = 1 / 8
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way to choose the sizes of symbolic axes: `size` of the symbol number k in feed number n."""
+
+    size: Callable[[int, int], int]
+
+
+PLANS = (
+    Plan(lambda k, n: DISTINCT_SIZES[k % len(DISTINCT_SIZES)] + n % 2),
+    *(Plan(lambda k, n, size=size: size) for size in COMMON_SIZES),  # type: ignore[misc]
+)
+
+
+def synthesize(model: ir.Model, seed: int, count: int, runs: Callable[[Feed], object]) -> Calibration:
+    """Return `count` made-up feeds that `model` accepts: `runs(feed)` raises a `BevelError` for those it does not.
+
+    The same model, seed and count give the same feeds. Raises `CalibrationError` if no plan works.
+    """
+    inputs = signature(model)
+    if not inputs:
+        return Calibration(lambda: [{}], "a model without inputs")
+    failures: list[BevelError] = []
+    for plan in PLANS if _has_free_axes(inputs) else PLANS[:1]:
+        feeds = [_feed(inputs, plan, seed, n) for n in range(count)]
+        error = _failure(feeds, runs)
+        if error is None:
+            return _stream(feeds)
+        failures.append(error)
+    raise CalibrationError(
+        f"no inputs could be made up that the model runs on: {failures[0].what}",
+        remedy="give it real ones: calibration=..., or --calibration inputs.npz",
+    )
+
+
+def _stream(feeds: list[Feed]) -> Calibration:
+    return Calibration(lambda: feeds, "made-up inputs")
+
+
+def _has_free_axes(inputs: Sequence[Input]) -> bool:
+    return any(wanted.shape is None or not all(isinstance(dim, int) for dim in wanted.shape) for wanted in inputs)
+
+
+def _failure(feeds: list[Feed], runs: Callable[[Feed], object]) -> BevelError | None:
+    try:
+        for feed in feeds:
+            runs(feed)
+    except BevelError as error:
+        return error
+    return None
+
+
+def _feed(inputs: Sequence[Input], plan: Plan, seed: int, number: int) -> Feed:
+    sizes = _sizes(inputs, plan, number)
+    return {
+        wanted.name: _value(wanted, _shape(wanted, sizes), np.random.default_rng([seed, number, place]))
+        for place, wanted in enumerate(inputs)
+    }
+
+
+def _sizes(inputs: Sequence[Input], plan: Plan, number: int) -> dict[str, int]:
+    """Choose a size for every symbol, and for every axis without a name (named after its place)."""
+    symbols = dict.fromkeys(
+        symbol
+        for wanted in inputs
+        for place, dim in enumerate(_dims(wanted))
+        for symbol in _symbols(dim, wanted, place)
+    )
+    return {symbol: plan.size(k, number) for k, symbol in enumerate(symbols)}
+
+
+def _dims(wanted: Input) -> tuple[int | str | None, ...]:
+    return (None,) if wanted.shape is None else wanted.shape
+
+
+def _symbols(dim: int | str | None, wanted: Input, place: int) -> list[str]:
+    if isinstance(dim, int):
+        return []
+    if dim is None:
+        return [f"{wanted.name}[{place}]"]
+    names = [node.id for node in ast.walk(parsed) if isinstance(node, ast.Name)] if (parsed := _expression(dim)) else []
+    return names or [dim]
+
+
+def _shape(wanted: Input, sizes: dict[str, int]) -> tuple[int, ...]:
+    return tuple(_size(dim, wanted, place, sizes) for place, dim in enumerate(_dims(wanted)))
+
+
+def _size(dim: int | str | None, wanted: Input, place: int, sizes: dict[str, int]) -> int:
+    if isinstance(dim, int):
+        return max(dim, 0)
+    if dim is None:
+        return sizes[f"{wanted.name}[{place}]"]
+    parsed = _expression(dim)
+    return sizes[dim] if parsed is None or dim in sizes else max(_evaluated(parsed.body, sizes), 0)
+
+
+def _expression(dim: str) -> ast.Expression | None:
+    """Read a symbolic size such as `past + 1` as a sum, difference or product of names and integers."""
+    try:
+        parsed = ast.parse(dim, mode="eval")
+    except SyntaxError:
+        return None
+    return parsed if isinstance(parsed.body, (ast.Name, ast.BinOp)) and _readable(parsed.body) else None
+
+
+def _readable(node: ast.AST) -> bool:
+    if isinstance(node, ast.BinOp):
+        return type(node.op) in ARITHMETIC and _readable(node.left) and _readable(node.right)
+    return isinstance(node, ast.Name) or (isinstance(node, ast.Constant) and type(node.value) is int)
+
+
+ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: int.__add__,
+    ast.Sub: int.__sub__,
+    ast.Mult: int.__mul__,
+    ast.FloorDiv: lambda a, b: a // max(b, 1),
+}
+
+
+def _evaluated(node: ast.AST, sizes: dict[str, int]) -> int:
+    if isinstance(node, ast.BinOp):
+        return ARITHMETIC[type(node.op)](_evaluated(node.left, sizes), _evaluated(node.right, sizes))
+    return sizes[node.id] if isinstance(node, ast.Name) else int(ast.literal_eval(node))
+
+
+def _value(wanted: Input, shape: tuple[int, ...], rng: np.random.Generator) -> Any:
+    if wanted.sequence:
+        return [_array(wanted, shape, rng), _array(wanted, shape, rng)]
+    return _array(wanted, shape, rng)
+
+
+def _array(wanted: Input, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    dtype = wanted.dtype
+    if dtype.is_string():
+        return rng.choice(np.array(WORDS, dtype=object), shape)
+    if dtype == ir.DataType.BOOL:
+        return np.asarray(rng.random(shape) >= MASKED_SHARE)
+    if MASK_NAME.search(wanted.name):
+        return _mask(wanted, shape, rng)
+    if dtype.is_integer():
+        return _integers(wanted, shape, rng).astype(dtype.numpy())
+    normal: Any = rng.standard_normal(shape)
+    if dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
+        normal = normal + 1j * rng.standard_normal(shape)
+    return np.asarray(normal).astype(dtype.numpy())
+
+
+def _mask(wanted: Input, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Return a mask that is on; an integer mask ends in a few zeros, as padding does."""
+    mask = np.ones(shape, wanted.dtype.numpy())
+    if wanted.dtype.is_integer() and mask.ndim == 2 and shape[0] > 1:
+        hidden = int(rng.integers(0, max(shape[1] // 2, 1)))
+        mask[-1, shape[1] - hidden :] = 0
+    return mask
+
+
+def _integers(wanted: Input, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    if POSITION_NAME.search(wanted.name):
+        return np.broadcast_to(np.arange(shape[-1] if shape else 1) % (wanted.below or 2**31), shape)
+    if wanted.below is not None:
+        return rng.integers(0, max(wanted.below, 1), shape)
+    if wanted.dtype.itemsize == 1:
+        return rng.integers(int(wanted.dtype.min), int(wanted.dtype.max), shape, endpoint=True)
+    # Lengths, counts and sizes are scalars or vectors; 1 is the value most of them accept.
+    return rng.integers(0, 2, shape) if len(shape) > 1 else np.ones(shape, np.int64)

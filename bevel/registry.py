@@ -1,0 +1,99 @@
+"""What is installed: passes, importances, rules, formats, frontends and backends, by name.
+
+Bevel's own come through the same door as a plugin's: entry points. Listing names imports nothing; a class is loaded
+when it is asked for by name.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, cast
+
+from bevel.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from bevel.passes.base import Pass
+
+OWN_DISTRIBUTION = "bevel"
+
+
+class Registry(Mapping[str, Any]):
+    """The entry points of one group, loaded when they are looked up.
+
+    A name that is not there is a `UsageError` with the nearest one; a plugin that cannot be imported is a `UsageError`
+    which names the distribution it came from.
+    """
+
+    def __init__(self, group: str, noun: str) -> None:
+        self.group = group
+        self.noun = noun
+        self._points = _points(group)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._points:
+            raise UsageError(f"no {self.noun} is called {name!r}", remedy=nearest(name, self._points))
+        return _load(self._points[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._points
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._points)
+
+    def __len__(self) -> int:
+        return len(self._points)
+
+    def origin(self, name: str) -> str:
+        """Return the distribution that provides `name`, as `name version`."""
+        return _distribution(self._points[name])
+
+
+def passes() -> Mapping[str, type["Pass"]]:
+    """Return every installed pass by name."""
+    return cast(Mapping[str, type["Pass"]], Registry("bevel.passes", "pass"))
+
+
+def importances() -> Mapping[str, Callable[..., Any]]:
+    """Return every installed importance (what scores channels) by name."""
+    return Registry("bevel.importances", "importance")
+
+
+def rules() -> Registry:
+    """Return the installed modules of operator rules by name; loading one registers its rules."""
+    return Registry("bevel.rules", "set of rules")
+
+
+def _points(group: str) -> dict[str, EntryPoint]:
+    """Return the entry points of `group` by name; refuse a name that two distributions claim."""
+    found: dict[str, EntryPoint] = {}
+    for point in sorted(_entry_points(group), key=lambda point: (point.name, point.value)):
+        other = found.get(point.name)
+        if other is not None and other.value != point.value:
+            raise UsageError(
+                f"{point.name!r} is provided by both {_distribution(other)} and {_distribution(point)}",
+                where=group,
+                remedy="uninstall one of them",
+            )
+        found[point.name] = point
+    return found
+
+
+@cache
+def _entry_points(group: str) -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=group))
+
+
+def _load(point: EntryPoint) -> Any:
+    """Import what `point` names; the errors a foreign import can raise become one that says whose it is."""
+    try:
+        return point.load()
+    except (ImportError, AttributeError, SyntaxError, TypeError, ValueError, NameError) as error:
+        raise UsageError(
+            f"{point.name!r} cannot be loaded from {point.value}: {error}",
+            where=_distribution(point),
+            remedy="reinstall or upgrade that package, or uninstall it",
+        ) from error
+
+
+def _distribution(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown package"
