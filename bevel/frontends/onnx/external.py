@@ -1,48 +1,47 @@
 """External data: found beside the model and nowhere else, as long as the tensors say."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import onnx_ir as ir
 
 from bevel.errors import InvalidModel, MissingData
 from bevel.frontends.onnx.tensors import byte_count
+from bevel.ir.mapped import MappedTensor
 
 
 def attach(model: ir.Model, where: str, path: Path | None) -> None:
-    """Check every external tensor of the model against the files beside it, and let it know its folder."""
-    for name, tensor in external_tensors(model):
-        label = f"{where}: external data of {name!r}"
+    """Check every external tensor of the model against the files beside it, and open those files."""
+    opened: dict[Path, BinaryIO] = {}
+
+    def attached(tensor: ir.ExternalTensor, owner: str) -> MappedTensor:
+        label = f"{where}: external data of {owner!r}"
         if path is None:
             raise MissingData(
                 "cannot be found: the model was not given by its path", where=label, remedy="load it by its path"
             )
         folder, file = locate(tensor, path, label)
         check_extent(tensor, file, label)
-        tensor.base_dir = folder
+        if file not in opened:
+            opened[file] = file.open("rb")
+        return MappedTensor(tensor, folder, opened[file])
+
+    replace_external(model, attached)
 
 
-def external_tensors(model: ir.Model) -> Iterator[tuple[str, ir.ExternalTensor]]:
-    """Give the external tensors among initializers and attributes, with the name to call them by."""
+def replace_external(model: ir.Model, attached: Callable[[ir.ExternalTensor, str], ir.TensorProtocol]) -> None:
+    """Replace the external tensors among initializers and attributes; their owners' names go to messages."""
     for graph in model.graphs():
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
-                yield str(value.name), value.const_value
+                value.const_value = attached(value.const_value, str(value.name))
     bodies = (model.graph, *(function.graph for function in model.functions.values()))
     for node in (node for body in bodies for node in body.all_nodes()):
-        for tensor in (tensor for attribute in node.attributes.values() for tensor in tensors_of(attribute)):
-            if isinstance(tensor, ir.ExternalTensor):
-                yield str(node.name or node.op_type), tensor
-
-
-def tensors_of(attribute: ir.Attr) -> tuple[ir.TensorProtocol, ...]:
-    """Give the tensors an attribute holds."""
-    if attribute.is_ref():
-        return ()
-    if attribute.type == ir.AttributeType.TENSOR:
-        return (attribute.as_tensor(),)
-    return tuple(attribute.as_tensors()) if attribute.type == ir.AttributeType.TENSORS else ()
+        for name, attribute in node.attributes.items():
+            if isinstance(attribute.value, ir.ExternalTensor):
+                node.attributes[name] = ir.AttrTensor(name, attached(attribute.value, node.name or node.op_type))
 
 
 def locate(tensor: ir.ExternalTensor, path: Path, where: str) -> tuple[str, Path]:

@@ -70,7 +70,8 @@ def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
         return None
     match attribute.name:
         case "value":
-            return attribute.as_tensor()
+            tensor: ir.TensorProtocol = attribute.value
+            return tensor
         case "value_float" | "value_floats":
             return ir.tensor(np.array(attribute.value, np.float32))
         case "value_int" | "value_ints":
@@ -89,12 +90,12 @@ def filled_tensor(node: ir.Node) -> ir.TensorProtocol | None:
     fill = node.attributes.get("value")
     if size is None or (fill is not None and fill.is_ref()):
         return None
-    number = np.zeros((), np.float32) if fill is None else fill.as_tensor().numpy().reshape(())
+    content: ir.TensorProtocol = ir.tensor(np.zeros(1, np.float32)) if fill is None else fill.value
+    number = content.numpy().reshape(())
     shape = tuple(int(n) for n in size.numpy())
     if any(n < 0 for n in shape) or math.prod(shape) * number.itemsize > LARGEST_FILL:
         return None
-    dtype = ir.DataType.FLOAT if fill is None else fill.as_tensor().dtype
-    return ir.Tensor(np.broadcast_to(number, shape), dtype=dtype)
+    return ir.Tensor(np.broadcast_to(number, shape), dtype=content.dtype)
 
 
 def known(value: ir.Value | None) -> ir.TensorProtocol | None:

@@ -75,3 +75,38 @@ def value_names(model: ir.Model) -> set[str]:
         names.update(graph.initializers)
         names.update(value.name for node in graph for value in node.outputs if value.name)
     return names
+
+
+def merge_shared(model: ir.Model) -> None:
+    """Make initializers one again that were separated and are still equal, under the original name if it is free."""
+    names = value_names(model)
+    for graph in list(model.graphs()):
+        families: dict[str, list[ir.Value]] = {}
+        for value in graph.initializers.values():
+            if ORIGIN in value.meta:
+                families.setdefault(value.meta[ORIGIN], []).append(value)
+        for origin, family in families.items():
+            merge_family(graph, origin, family, names)
+
+
+def merge_family(graph: ir.Graph, origin: str, family: list[ir.Value], names: set[str]) -> None:
+    """Merge the equal ones among initializers of one origin."""
+    kept: dict[object, ir.Value] = {}
+    for value in family:
+        first = kept.setdefault(content(value), value)
+        if first is not value and not value.is_graph_output():
+            value.replace_all_uses_with(first)
+            del graph.initializers[str(value.name)]
+    if len(kept) == 1 and origin not in names:
+        (only,) = kept.values()
+        only.name = origin
+        names.add(origin)
+
+
+def content(value: ir.Value) -> object:
+    """Give what two initializers must have in common to be one."""
+    tensor = value.const_value
+    assert tensor is not None
+    if isinstance(tensor, ir.StringTensor):
+        return tensor.dtype, tuple(tensor.shape.numpy()), tuple(tensor.string_data())
+    return tensor.dtype, tuple(tensor.shape.numpy()), tensor.tobytes()

@@ -1,0 +1,133 @@
+"""Models out: to an ONNX file, or a binary stream.
+
+A file appears complete or not at all: it is written beside its place and then renamed. Tensors are written one at a
+time, so a model larger than memory can be saved.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import onnx
+import onnx_ir as ir
+from onnx_shape_inference import SYM_DATA_KEY
+
+from bevel.backends.wire import Plan, plan_of, write_data, write_model
+from bevel.errors import UsageError
+from bevel.ir.canonical.sharing import merge_shared
+
+LARGEST_INLINE: Final = 1_900_000_000
+"""Bytes of tensors; above it they go to a file of their own, for no protobuf message can reach 2 GiB."""
+
+NEWEST_IR_VERSION: Final = 13
+"""What ONNX Runtime reads today; newer packages write more by default."""
+
+
+def save(model: ir.Model, destination: str | os.PathLike[str] | BinaryIO, *, external_data: bool | None = None) -> None:
+    """Write the model to a file or binary stream; the same model gives the same bytes.
+
+    Initializers that canonicalisation separated, and that are still equal, are one again. With `external_data`, or
+    above 1.9 GB unless that is False, tensors go to `<name>.data` beside the file. The model may have been loaded
+    from the very files it replaces, and stays usable.
+    """
+    model = ready_to_save(model)
+    external = tensor_bytes(model) > LARGEST_INLINE if external_data is None else external_data
+    if not isinstance(destination, str | os.PathLike):
+        save_to_stream(model, destination, external)
+        return
+    path = Path(destination)
+    if path.exists() and not path.is_file():
+        if path.is_dir():
+            raise UsageError("is a folder", where=str(path), remedy="name a file in it")
+        with path.open("wb") as device:
+            save_to_stream(model, device, external)
+        return
+    save_to_path(model, path.resolve() if path.is_symlink() else path, external)
+
+
+def ready_to_save(model: ir.Model) -> ir.Model:
+    """Copy the model (its tensors are shared) and undo in the copy what only passes need."""
+    copy = model.clone()
+    merge_shared(copy)
+    for graph in copy.graphs():
+        for value in (*graph.inputs, *graph.initializers.values(), *(out for node in graph for out in node.outputs)):
+            value.metadata_props.pop(SYM_DATA_KEY, None)
+    needed = [onnx.helper.make_opsetid(domain, version) for domain, version in copy.opset_imports.items()]
+    copy.ir_version = min(copy.ir_version, max(NEWEST_IR_VERSION, least_ir_version(needed)))
+    return copy
+
+
+def least_ir_version(opsets: list[onnx.OperatorSetIdProto]) -> int:
+    """Give the first version of the format that knows the operator sets; unknown ones do not count."""
+    return int(onnx.helper.find_min_ir_version_for(opsets, ignore_unknown=True))
+
+
+def tensor_bytes(model: ir.Model) -> int:
+    """Give the bytes of all initializers."""
+    tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def save_to_stream(model: ir.Model, stream: BinaryIO, external: bool) -> None:
+    """Write one self-contained file to a stream."""
+    if external:
+        raise UsageError(
+            "a stream cannot take external data, and the model is above 1.9 GB or external data was asked for",
+            remedy="give the path of a file",
+        )
+    write_model(stream, plan_of(model, None))
+
+
+def save_to_path(model: ir.Model, path: Path, external: bool) -> None:
+    """Write the file, and its data file if there is one, beside their places, then rename both."""
+    data = path.with_name(f"{path.name}.data")
+    plan = plan_of(model, data.name if external else None)
+    try:
+        with temporary(path) as new, temporary(data) as new_data:
+            if plan.external:
+                with new_data.open("xb") as file:
+                    write_data(file, plan)
+            with new.open("xb") as file:
+                write_model(file, plan)
+            put_in_place(plan, new, path, new_data, data)
+    except OSError as error:
+        raise UsageError(
+            f"cannot be written: {error.strerror or error}",
+            where=str(path),
+            remedy="check the folder, its permissions and the space left",
+        ) from error
+
+
+@contextmanager
+def temporary(path: Path) -> Iterator[Path]:
+    """Give a free name beside a path, and remove what is left under it."""
+    new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    new.unlink(missing_ok=True)
+    try:
+        yield new
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def put_in_place(plan: Plan, new: Path, path: Path, new_data: Path, data: Path) -> None:
+    """Rename the model and its data into place; if the model cannot be, the old data comes back."""
+    for old, fresh in ((path, new), (data, new_data)):
+        if old.exists() and fresh.exists():
+            fresh.chmod(stat.S_IMODE(old.stat().st_mode))
+    if not plan.external:
+        new.replace(path)
+        return
+    with temporary(data.with_name(f"{data.name}.old")) as kept:
+        if data.exists():
+            data.replace(kept)
+        try:
+            new_data.replace(data)
+            new.replace(path)
+        except OSError:
+            data.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                kept.replace(data)
+            raise

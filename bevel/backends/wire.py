@@ -1,0 +1,149 @@
+"""An ONNX file as bytes, written front to back without ever being whole in memory.
+
+A protobuf message is the concatenation of its fields, in any order. So all but the large tensors is serialised by
+protobuf, and those are written around it: key, length, content.
+"""
+
+from dataclasses import dataclass
+from typing import BinaryIO, Final
+
+import onnx
+import onnx_ir as ir
+
+from bevel.errors import UnsupportedModel
+
+STREAMED_ABOVE: Final = 1024
+"""Bytes; smaller tensors are serialised with the rest."""
+
+GRAPH_KEY: Final = onnx.ModelProto.GRAPH_FIELD_NUMBER << 3 | 2
+INITIALIZER_KEY: Final = onnx.GraphProto.INITIALIZER_FIELD_NUMBER << 3 | 2
+RAW_DATA_KEY: Final = onnx.TensorProto.RAW_DATA_FIELD_NUMBER << 3 | 2
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One initializer: its serialised fields, and the tensor whose bytes follow them (None if they are included)."""
+
+    fields: bytes
+    tensor: ir.TensorProtocol | None
+
+    def length(self) -> int:
+        """Give the length of the message."""
+        if self.tensor is None:
+            return len(self.fields)
+        return len(self.fields) + len(head(RAW_DATA_KEY, self.tensor.nbytes)) + self.tensor.nbytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A file to write: the model without its graph, the graph without its initializers, and those."""
+
+    model: bytes
+    graph: bytes
+    entries: tuple[Entry, ...]
+    external: tuple[ir.TensorProtocol, ...]
+
+
+def plan_of(model: ir.Model, data_name: str | None) -> Plan:
+    """Lay out the file of a model, with its large tensors in a data file of the given name, or in the file itself.
+
+    The model is consumed: its large initializers become references.
+    """
+    streamed = refer(model, data_name)
+    try:
+        proto = ir.to_proto(model)
+    except (ir.serde.SerdeError, ValueError, TypeError) as error:
+        raise UnsupportedModel(f"the model cannot be written: {error.__cause__ or error}") from error
+    inline = {} if data_name else {value.name: tensor for value, tensor in streamed if value.graph is model.graph}
+    entries = tuple(entry_of(tensor, inline.get(tensor.name)) for tensor in proto.graph.initializer)
+    del proto.graph.initializer[:]
+    graph = proto.graph.SerializeToString(deterministic=True)
+    proto.ClearField("graph")
+    external = tuple(tensor for _, tensor in streamed) if data_name else ()
+    return Plan(proto.SerializeToString(deterministic=True), graph, entries, external)
+
+
+def refer(model: ir.Model, data_name: str | None) -> list[tuple[ir.Value, ir.TensorProtocol]]:
+    """Put references in the place of large initializers, one after the other; give these with their tensors.
+
+    Without a data file, those of inner graphs stay: only the main graph's are streamed.
+    """
+    found, offset = [], 0
+    for graph in model.graphs() if data_name else (model.graph,):
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None or tensor.dtype == ir.DataType.STRING or tensor.nbytes <= STREAMED_ABOVE:
+                continue
+            value.const_value = reference(value, tensor, data_name or "streamed", offset)
+            found.append((value, tensor))
+            offset += tensor.nbytes
+    return found
+
+
+def reference(value: ir.Value, tensor: ir.TensorProtocol, location: str, offset: int) -> ir.ExternalTensor:
+    """Make an external tensor that says where a tensor's bytes will be."""
+    return ir.ExternalTensor(
+        location,
+        offset,
+        tensor.nbytes,
+        tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=str(value.name),
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+    )
+
+
+def entry_of(proto: onnx.TensorProto, tensor: ir.TensorProtocol | None) -> Entry:
+    """Serialise an initializer, without the reference if its bytes will follow."""
+    if tensor is not None:
+        proto.ClearField("external_data")
+        proto.ClearField("data_location")
+    return Entry(proto.SerializeToString(deterministic=True), tensor)
+
+
+def write_model(file: BinaryIO, plan: Plan) -> None:
+    """Write the model file."""
+    bodies = [head(INITIALIZER_KEY, entry.length()) for entry in plan.entries]
+    size = len(plan.graph) + sum(map(len, bodies)) + sum(entry.length() for entry in plan.entries)
+    file.write(plan.model + head(GRAPH_KEY, size) + plan.graph)
+    for body, entry in zip(bodies, plan.entries, strict=True):
+        file.write(body + entry.fields)
+        if entry.tensor is not None:
+            file.write(head(RAW_DATA_KEY, entry.tensor.nbytes))
+            write_tensor(file, entry.tensor)
+
+
+def write_data(file: BinaryIO, plan: Plan) -> None:
+    """Write the data file."""
+    for tensor in plan.external:
+        write_tensor(file, tensor)
+
+
+def write_tensor(file: BinaryIO, tensor: ir.TensorProtocol) -> None:
+    """Write a tensor's bytes, and let go of them."""
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.tofile(file)
+        return
+    data = tensor.tobytes()
+    if len(data) != tensor.nbytes:
+        raise UnsupportedModel(f"tensor {tensor.name!r} has {len(data)} bytes, its shape says {tensor.nbytes}")
+    file.write(data)
+
+
+def head(key: int, length: int) -> bytes:
+    """Encode the key of a field and the length of its content.
+
+    >>> head(RAW_DATA_KEY, 300)
+    b'J\\xac\\x02'
+    """
+    return varint(key) + varint(length)
+
+
+def varint(number: int) -> bytes:
+    """Encode a number in groups of seven bits, the lowest first."""
+    encoded = bytearray()
+    while number > 127:
+        encoded.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*encoded, number])
