@@ -128,13 +128,26 @@ def analyse(model: ir.Model, *, interface: bool = True) -> Analysis:
 
 
 def _learn(facts: Facts) -> bool:
-    """Note which symbols met a known size."""
-    news = False
-    for left, right in facts.solver.conflicts:
-        for symbol, known in ((left, right), (right, left)):
-            if is_symbolic(symbol.size) and not is_symbolic(known.size) and known.size > 1:
-                news |= facts.symbols.learn(symbol.size, known.size)
-    return news
+    """Note which symbols met the size of a weight: the model could not run with any other."""
+    meetings = [
+        (symbol.size, known)
+        for conflict in facts.solver.conflicts
+        for symbol, known in (conflict, reversed(conflict))
+        if is_symbolic(symbol.size) and not is_symbolic(known.size) and known.size > 1
+    ]
+    weights = _weight_dimensions(facts) if meetings else frozenset()
+    learnt = [facts.symbols.learn(size, known.size) for size, known in meetings if weights.issuperset(atoms(known))]
+    return any(learnt)
+
+
+def _weight_dimensions(facts: Facts) -> frozenset[Dim]:
+    return frozenset(
+        atom
+        for value, axes in facts.axes.items()
+        if axes and value.is_initializer() and value.const_value is not None
+        for axis in axes
+        for atom in atoms(axis)
+    )
 
 
 class _Reading:

@@ -102,7 +102,7 @@ def write_operand(node: ir.Node, index: int, elements: Sequence[Axis | int], res
         sizes.append(None if dynamic else size)
     known = [size for size in sizes if size is not None]
     if len(known) == len(sizes):
-        return lambda: set_operand(node, index, np.asarray(known, np.int64))
+        return lambda: set_operand(node, index, np.asarray(known))
     return lambda: _mix_operand(node, index, sizes)
 
 
@@ -111,9 +111,11 @@ def _mix_operand(node: ir.Node, index: int, sizes: Sequence[int | None]) -> None
     old, graph = node.inputs[index], node.graph
     assert old is not None and isinstance(graph, ir.Graph)
     name = f"{node.name or node.outputs[0].name}.operand{index}"
+    dtype = np.dtype(np.int64) if old.dtype is None else old.dtype.numpy()
     parts: list[ir.Value] = []
     for place, size in enumerate(sizes):
-        constant = add_initializer(graph, f"{name}.{place}", ir.tensor(np.array([place if size is None else size])))
+        entry = np.array([place] if size is None else [size], np.int64 if size is None else dtype)
+        constant = add_initializer(graph, f"{name}.{place}", ir.tensor(entry))
         if size is None:
             gather = ir.node("Gather", [old, constant], name=f"{constant.name}.entry")
             gather.outputs[0].name = gather.name
@@ -127,10 +129,12 @@ def _mix_operand(node: ir.Node, index: int, sizes: Sequence[int | None]) -> None
 
 
 def set_operand(node: ir.Node, index: int, array: np.ndarray) -> None:
-    """Give a node a constant of its own as one of its inputs."""
-    graph = node.graph
+    """Give a node an integer constant of its own as one of its inputs, of the type that it had there."""
+    graph, old = node.graph, node.inputs[index]
     assert isinstance(graph, ir.Graph)
-    value = add_initializer(graph, f"{node.name or node.outputs[0].name}.operand{index}", ir.tensor(array))
+    dtype = np.dtype(np.int64) if old is None or old.dtype is None else old.dtype.numpy()
+    name = f"{node.name or node.outputs[0].name}.operand{index}"
+    value = add_initializer(graph, name, ir.tensor(array.astype(dtype)))
     node.replace_input_with(index, value)
 
 

@@ -15,6 +15,7 @@ from bevel.ir.site import Opaque, Site
 from bevel.ir.sizes import is_symbolic
 
 BY_VALUE = "its entries are addressed by value"
+MEANS_THE_END = 2**29  # exporters write a bound beyond every real size for "to the end"
 
 
 @rule("Slice")
@@ -81,7 +82,7 @@ def _part(site: Site, axis: Axis, low: int, high: int, step: int) -> tuple[Axis 
 
 def _unknown_part(site: Site, axis: Axis, place: int, start: int | None, end: int | None, step: int) -> Axis:
     """Return the part of an axis whose bounds, or size, only the run tells."""
-    if start == 0 and step == 1 and end is not None and end >= axis.size:
+    if start == 0 and step == 1 and end is not None and end >= min(axis.size, MEANS_THE_END):
         return axis
     site.fix(axis, "a part of it is taken whose bounds are positions")
     sizes = site.output_sizes()

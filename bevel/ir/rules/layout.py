@@ -194,7 +194,11 @@ def expand(site: Site) -> None:
     site.set(0, axes)
     # A 1 in the target keeps whatever the input has.
     elements = [axis if old.size == 1 else 1 for axis, old in zip(axes, source, strict=True)]
-    site.states(operand_sizes(site.node, 1, elements))
+
+    def follow(resize: Resize) -> Sequence[Write]:
+        return [write_operand(site.node, 1, elements, resize)] if resize.touches(*axes) else ()
+
+    site.states(follow)
 
 
 @rule("Tile")
