@@ -4,6 +4,7 @@ Only integers, booleans and what is derived from them, and single numbers, are c
 whatever their size. Only operators whose every result is exact are, so nothing changes in the last bit.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -45,32 +46,23 @@ EVALUATION_ERRORS: Final = (
 
 def fold_constants(model: ir.Model) -> None:
     """Replace every node whose outputs are constant, by inference or by computing them, by initializers."""
-    derived: set[ir.Value] = set()
-    fold_graph(model.graph, model.opset_imports.get("", 1), derived, set())
+    fold_graph(model.graph, model.opset_imports.get("", 1), set())
 
 
-def fold_graph(graph: ir.Graph, opset: int, derived: set[ir.Value], doubtful: set[ir.Value]) -> None:
-    """Fold the nodes of one graph in order, then those of the graphs inside it.
-
-    `derived` are the initializers computed here. `doubtful` are values whose inferred shape may be wrong, because a
-    loop changes it from one round to the next: nothing is concluded from it.
-    """
+def fold_graph(graph: ir.Graph, opset: int, derived: set[ir.Value]) -> None:
+    """Fold the nodes of one graph and of those inside it, in order; `derived` are the initializers computed here."""
     for node in graph:
-        inner = subgraphs(node)
-        for subgraph in inner:
-            doubtful.update(subgraph.inputs)
-            fold_graph(subgraph, opset, derived, doubtful)
-        if inner or any(value in doubtful for value in node.inputs if value is not None):
-            doubtful.update(node.outputs)
-        fold_node(node, opset, derived, doubtful)
+        for subgraph in subgraphs(node):
+            fold_graph(subgraph, opset, derived)
+        fold_node(node, opset, derived)
 
 
-def fold_node(node: ir.Node, opset: int, derived: set[ir.Value], doubtful: set[ir.Value]) -> None:
+def fold_node(node: ir.Node, opset: int, derived: set[ir.Value]) -> None:
     """Replace one node by initializers, if it is constant and none of its outputs is the graph's."""
     graph = node.graph
     if node.domain != "" or graph is None or any(value.is_graph_output() for value in node.outputs):
         return
-    results = inferred(node, doubtful) or constant_outputs(node) or computed(node, opset, derived)
+    results = inferred(node) or constant_outputs(node) or computed(node, opset, derived)
     if results is None:
         return
     for value, tensor in zip(node.outputs, results, strict=True):
@@ -80,14 +72,12 @@ def fold_node(node: ir.Node, opset: int, derived: set[ir.Value], doubtful: set[i
     graph.remove(node, safe=True)
 
 
-def inferred(node: ir.Node, doubtful: set[ir.Value]) -> list[ir.TensorProtocol] | None:
+def inferred(node: ir.Node) -> list[ir.TensorProtocol] | None:
     """Give the contents that shape inference found, which follow from the sizes of the inputs alone."""
-    tensors = [value.const_value for value in node.outputs]
-    if not tensors or any(tensor is None or tensor.size > LARGEST for tensor in tensors):
+    tensors = [value.const_value for value in node.outputs if value.const_value is not None]
+    if len(tensors) < max(1, len(node.outputs)) or any(tensor.size > LARGEST for tensor in tensors):
         return None
-    if any(value in doubtful for value in node.outputs):
-        return None
-    return [tensor for tensor in tensors if tensor is not None]
+    return tensors
 
 
 def constant_outputs(node: ir.Node) -> list[ir.TensorProtocol] | None:
@@ -98,7 +88,7 @@ def constant_outputs(node: ir.Node) -> list[ir.TensorProtocol] | None:
 
 def computed(node: ir.Node, opset: int, derived: set[ir.Value]) -> list[ir.TensorProtocol] | None:
     """Compute the outputs of a node whose inputs are all constant; None if it must stay."""
-    if node.op_type not in FOLDABLE or not node.inputs:
+    if node.op_type not in FOLDABLE or not node.inputs or may_be_large(node):
         return None
     if not all(value is None or is_shape_data(value, derived) for value in node.inputs):
         return None
@@ -111,6 +101,14 @@ def computed(node: ir.Node, opset: int, derived: set[ir.Value]) -> list[ir.Tenso
     if not all(result.size <= LARGEST for result in results):
         return None
     return as_tensors(node, results)
+
+
+def may_be_large(node: ir.Node) -> bool:
+    """Tell whether small inputs could make a large output."""
+    shape = node.outputs[0].shape
+    if node.op_type not in ("Expand", "Range", "Tile"):
+        return False
+    return shape is None or not shape.is_static() or math.prod(shape.numpy()) > LARGEST
 
 
 def is_shape_data(value: ir.Value, derived: set[ir.Value]) -> bool:

@@ -10,6 +10,7 @@ from typing import Final
 import onnx_ir as ir
 from onnx_shape_inference import SYM_DATA_KEY, OpUsageError, ShapeInferenceError, infer_symbolic_shapes
 
+from bevel.ir.canonical.control import doubtful_values
 from bevel.ir.canonical.folding import fold_constants
 
 logger = logging.getLogger(__name__)
@@ -35,24 +36,34 @@ def resolve_shapes(model: ir.Model) -> None:
     hints = take_declared(model)
     infer_shapes(model)
     fold_constants(model)
-    forget_symbolic_contents(model)
+    forget_contents(model)
     for value, shape in hints.items():
         value.shape = shape if value.shape is None else refined(value.shape, shape)
 
 
 def infer_shapes(model: ir.Model) -> None:
-    """Infer the shapes of all values from those they have; a value that inference fails on keeps what it has."""
+    """Infer the shapes of all values from those they have; what cannot be inferred stays unknown.
+
+    The contents that inference finds for shape tensors are left in `const_value`.
+    """
     try:
         infer_symbolic_shapes(model, warn_on_missing=False)
     except INFERENCE_ERRORS as error:
         logger.info("shapes stay incomplete: %s", error)
+    for value in doubtful_values(model.graph):
+        value.shape = None
+        value.const_value = None
 
 
 def take_declared(model: ir.Model) -> Hints:
-    """Take away the shapes declared for what nodes produce; sizes with a name stay on outputs, so that it is used."""
+    """Take away the shapes declared for what nodes produce and what bodies of loops are given.
+
+    Names of sizes stay on outputs, so that inference uses them.
+    """
     hints: Hints = {}
     for graph in model.graphs():
-        for value in (value for node in graph for value in node.outputs):
+        inputs = () if graph is model.graph else graph.inputs
+        for value in (*inputs, *(value for node in graph for value in node.outputs)):
             if value.shape is not None:
                 hints[value] = value.shape
                 value.shape = names_only(value.shape) if value.is_graph_output() else None
@@ -87,7 +98,7 @@ def is_anonymous(dim: ir.SymbolicDim) -> bool:
     return dim.value is None or (dim.value.startswith("_d") and dim.value[2:].isdigit())
 
 
-def forget_symbolic_contents(model: ir.Model) -> None:
+def forget_contents(model: ir.Model) -> None:
     """Remove inference's notes on the contents of values, which would otherwise be saved or go stale."""
     for graph in model.graphs():
         for value in (value for node in graph for value in node.outputs):
