@@ -33,7 +33,7 @@ def dynamo(
         opset_version=opset,
         input_names=list(inputs),
         output_names=["output"],
-        dynamic_shapes={name: sizes for name in inputs},
+        dynamic_shapes=dict.fromkeys(inputs, sizes),
         verbose=False,
     )
     assert program is not None

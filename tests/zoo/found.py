@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from tests.zoo.conformance import fed
 from tests.zoo.store import kept
 
 LIGHT = (
@@ -29,7 +30,7 @@ def light(name: str) -> Path:
 
 def light_feed(name: str, seed: int = 0) -> dict[str, np.ndarray]:
     """Random images that fit `light(name)`."""
-    (value,) = onnx.load(light(name)).graph.input
+    (value,) = fed(onnx.load(light(name)))
     shape = [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
     return {value.name: np.random.default_rng(seed).random(shape, dtype=np.float32)}
 

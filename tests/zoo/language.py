@@ -112,9 +112,7 @@ class BertLayer(nn.Module):
         output = nn.ModuleDict({"dense": nn.Linear(width, width), **norm})
         self.attention = nn.ModuleDict({"self": projections, "output": output})
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, hidden)})
-        self.output = nn.ModuleDict(
-            {"dense": nn.Linear(hidden, width), "LayerNorm": nn.LayerNorm(width, eps=1e-12)}
-        )
+        self.output = nn.ModuleDict({"dense": nn.Linear(hidden, width), "LayerNorm": nn.LayerNorm(width, eps=1e-12)})
 
     def forward(self, x: Tensor, unseen: Tensor) -> Tensor:
         output = self.attention["output"]
@@ -237,7 +235,7 @@ class Encoder(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """Two recurrent layers over an embedding, both directions, and a classifier of their mean: `nn.LSTM` or `nn.GRU`."""
+    """Two recurrent layers (`nn.LSTM` or `nn.GRU`), both directions, and a classifier of the mean of their states."""
 
     def __init__(self, kind: type[nn.LSTM] | type[nn.GRU] = nn.LSTM) -> None:
         super().__init__()
