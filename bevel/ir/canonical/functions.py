@@ -7,7 +7,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from bevel.ir.canonical.dead import subgraphs
-from bevel.ir.canonical.sharing import free_name
+from bevel.ir.canonical.sharing import free_names
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def make_names_unique(graph: ir.Graph, outer: set[str]) -> None:
     for node in graph:
         for value in node.outputs:
             if value.name and value.name in names and value.name not in outputs:
-                value.name = free_name(value.name, names)
+                value.name = next(free_names(value.name, names))
             elif value.name:
                 names.add(value.name)
     for node in graph:

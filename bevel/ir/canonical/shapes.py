@@ -74,7 +74,7 @@ def names_only(shape: ir.Shape) -> ir.Shape:
     """Keep the rank and the names, not the numbers.
 
     >>> names_only(ir.Shape(["batch", 10]))
-    Shape([SymbolicDim(batch), SymbolicDim(None)], frozen=False)
+    Shape([SymbolicDim('batch'), SymbolicDim(None)])
     """
     return ir.Shape([ir.SymbolicDim(None) if isinstance(dim, int) else dim for dim in shape])
 

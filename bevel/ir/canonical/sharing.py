@@ -5,6 +5,8 @@ all Reshape targets one constant. A structural edit at one use would then drag a
 stay as they are: an embedding tied to its head is tied on purpose.
 """
 
+from collections.abc import Iterator
+from itertools import count
 from typing import Final
 
 import onnx_ir as ir
@@ -32,17 +34,18 @@ def is_separable(value: ir.Value) -> bool:
 
 def separate(graph: ir.Graph, value: ir.Value, names: set[str]) -> None:
     """Leave the first use (or the graph output) with the original, give every other use a copy."""
-    for node, index in tuple(value.uses())[0 if value.is_graph_output() else 1 :]:
-        copy = copy_of(value, names)
+    assert value.name
+    others = tuple(value.uses())[0 if value.is_graph_output() else 1 :]
+    for (node, index), name in zip(others, free_names(value.name, names), strict=False):
+        copy = copy_of(value, name)
         graph.initializers.add(copy)
         node.replace_input_with(index, copy)
 
 
-def copy_of(value: ir.Value, names: set[str]) -> ir.Value:
-    """Make an initializer over the same tensor under the next free name, which remembers where it came from."""
-    assert value.name
+def copy_of(value: ir.Value, name: str) -> ir.Value:
+    """Make an initializer over the same tensor under another name, which remembers where it came from."""
     copy = ir.Value(
-        name=free_name(value.name, names),
+        name=name,
         shape=value.shape,
         type=value.type,
         doc_string=value.doc_string,
@@ -53,18 +56,18 @@ def copy_of(value: ir.Value, names: set[str]) -> ir.Value:
     return copy
 
 
-def free_name(name: str, taken: set[str]) -> str:
-    """Give `name/2`, or the first such name that is free, and take it.
+def free_names(name: str, taken: set[str]) -> Iterator[str]:
+    """Give `name/2`, `name/3` and so on, those that are free, and take each.
 
-    >>> taken = {"scale", "scale/2"}
-    >>> free_name("scale", taken), free_name("scale", taken)
+    >>> names = free_names("scale", {"scale", "scale/2"})
+    >>> next(names), next(names)
     ('scale/3', 'scale/4')
     """
-    number = 2
-    while (found := f"{name}/{number}") in taken:
-        number += 1
-    taken.add(found)
-    return found
+    for number in count(2):
+        found = f"{name}/{number}"
+        if found not in taken:
+            taken.add(found)
+            yield found
 
 
 def value_names(model: ir.Model) -> set[str]:
