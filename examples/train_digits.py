@@ -61,7 +61,7 @@ class Digits(nn.Module):
         return self.head(features.mean((2, 3)))
 
     def coupled(self) -> list[list[tuple[Tensor, int]]]:
-        """For each group of channels that stand or fall together: the tensors, and the axis of each that counts them."""
+        """For each group of channels that stand or fall together: the tensors, and which axis of each counts them."""
         first, second, third = self.blocks
         down, down_norm = second.shortcut
         inner = [inside(block) for block in self.blocks]
