@@ -7,7 +7,7 @@ from typing import Final
 import onnx
 
 from bevel.errors import InvalidModel, UnsupportedModel, nearest
-from bevel.frontends.onnx.tensors import check_tensor, check_type
+from bevel.frontends.onnx.tensors import AGAIN, check_tensor, check_type
 
 DEEPEST: Final = 32
 """Levels of graphs inside graphs; deeper nesting is not a network but an attack on the stack."""
@@ -43,6 +43,7 @@ class Scope:
 
     def declare(self, name: str, what: str) -> None:
         """Declare a name for the first time in this graph."""
+        check_text((name,), self.where)
         if not name or name in self.declared:
             raise InvalidModel(
                 f"{what} {name!r} is declared twice" if name else f"{what} has no name",
@@ -137,7 +138,8 @@ def check_node(node: onnx.NodeProto, name: str, scope: Scope) -> bool:
     """Check one node's operator, inputs and attributes; tell whether all it uses is computed before it."""
     where = f"{scope.where}: {name}"
     if not node.op_type:
-        raise InvalidModel("has no operator", where=where, remedy="export the model again")
+        raise InvalidModel("has no operator", where=where, remedy=AGAIN)
+    check_text((node.op_type, node.domain, node.name, *node.input), where)
     in_order = True
     for value in filter(None, node.input):
         computed = scope.is_computed(value)
@@ -146,6 +148,7 @@ def check_node(node: onnx.NodeProto, name: str, scope: Scope) -> bool:
         in_order &= computed
     seen = set()
     for attribute in node.attribute:
+        check_text((attribute.name, attribute.ref_attr_name), where)
         if attribute.name in seen or not attribute.name:
             raise InvalidModel(f"attribute {attribute.name!r} is given twice or has no name", where=where)
         seen.add(attribute.name)
@@ -163,7 +166,7 @@ def check_attribute(attribute: onnx.AttributeProto, where: str, scope: Scope) ->
     if attribute.type in SPARSE:
         raise UnsupportedModel("is a sparse tensor", where=where, remedy="store it dense")
     if attribute.type not in FIELDS:
-        raise InvalidModel(f"has the unknown type {attribute.type}", where=where, remedy="export the model again")
+        raise InvalidModel(f"has the unknown type {attribute.type}", where=where, remedy=AGAIN)
     if attribute.type in (onnx.AttributeProto.TENSOR, onnx.AttributeProto.GRAPH, onnx.AttributeProto.TYPE_PROTO):
         check_present(attribute, where)
     for tensor in (attribute.t,) if attribute.type == onnx.AttributeProto.TENSOR else attribute.tensors:
@@ -177,7 +180,14 @@ def check_attribute(attribute: onnx.AttributeProto, where: str, scope: Scope) ->
 def check_present(attribute: onnx.AttributeProto, where: str) -> None:
     """Refuse an attribute without the value that its type promises."""
     if not attribute.HasField(FIELDS[attribute.type]):
-        raise InvalidModel("has no value of the type it states", where=where, remedy="export the model again")
+        raise InvalidModel("has no value of the type it states", where=where, remedy=AGAIN)
+
+
+def check_text(texts: Iterable[str | bytes], where: str) -> None:
+    """Refuse names that are not UTF-8; protobuf gives those as bytes."""
+    for text in texts:
+        if not isinstance(text, str):
+            raise InvalidModel(f"the name {text!r} is not valid text", where=where, remedy=AGAIN)
 
 
 def check_outputs(names: Iterable[str], scope: Scope) -> None:
@@ -193,5 +203,5 @@ def check_outputs(names: Iterable[str], scope: Scope) -> None:
                 else "an Identity node must bring outer values in",
             )
         if name in seen:
-            raise InvalidModel(f"output {name!r} is given out twice", where=scope.where)
+            raise InvalidModel(f"output {name!r} is given out twice", where=scope.where, remedy="use an Identity node")
         seen.add(name)
