@@ -59,7 +59,12 @@ FREE_TO_DROP = Freedom.PERMUTE | Freedom.SELECT
 def mask(model: ir.Model | Analysis, keeps: Indices) -> None:
     """Zero what the consumers of dropped entries read, at full size: the reference that `select` is compared with."""
     analysis = _analysis(model)
-    kept = {analysis[name].dim: _indicator(analysis[name], keep) for name, keep in keeps.items()}
+    zero_dropped(analysis, {analysis[name].dim: np.asarray(keep, np.int64) for name, keep in keeps.items()})
+
+
+def zero_dropped(analysis: Analysis, keeps: Mapping[Dim, np.ndarray]) -> None:
+    """Zero the dropped entries of dimensions at one operand of every node that sums over them."""
+    kept = {dim: _indicator(dim.size, keep) for dim, keep in keeps.items()}
     places = {(place.node, place.input, place.position): place for place in _masked_places(analysis, kept)}
     for place in places.values():
         _mask_input(analysis, place, kept)
@@ -167,8 +172,8 @@ def _follow_shape(value: ir.Value, axes: tuple[Axis, ...], resize: Resize) -> No
     value.shape = ir.Shape([size if not isinstance(size, int) or not is_symbolic(size) else None for size in sizes])
 
 
-def _indicator(group: Group, keep: np.ndarray) -> np.ndarray:
-    vector = np.zeros(group.size)
+def _indicator(size: int, keep: np.ndarray) -> np.ndarray:
+    vector = np.zeros(size)
     vector[keep] = 1
     return vector
 
