@@ -18,9 +18,13 @@ from onnx_shape_inference import SYM_DATA_KEY
 from bevel.backends.wire import Plan, plan_of, write_data, write_model
 from bevel.errors import UsageError
 from bevel.ir.canonical.sharing import merge_shared
+from bevel.ir.mapped import HAD_EXTERNAL_DATA
 
 LARGEST_INLINE: Final = 1_900_000_000
 """Bytes of tensors; above it they go to a file of their own, for no protobuf message can reach 2 GiB."""
+
+LARGEST_MOVED_INLINE: Final = 100_000_000
+"""Bytes; above it, a model that came with external data leaves with it."""
 
 NEWEST_IR_VERSION: Final = 13
 """What ONNX Runtime reads today; newer packages write more by default."""
@@ -29,12 +33,12 @@ NEWEST_IR_VERSION: Final = 13
 def save(model: ir.Model, destination: str | os.PathLike[str] | BinaryIO, *, external_data: bool | None = None) -> None:
     """Write the model to a file or binary stream; the same model gives the same bytes.
 
-    Initializers that canonicalisation separated, and that are still equal, are one again. With `external_data`, or
-    above 1.9 GB unless that is False, tensors go to `<name>.data` beside the file. The model may have been loaded
-    from the very files it replaces, and stays usable.
+    Initializers that canonicalisation separated, and that are still equal, are one again. Tensors go to `<name>.data`
+    beside the file if `external_data` says so; if it says nothing, above 1.9 GB, or 0.1 GB if they came from such a
+    file. The model may have been loaded from the very files it replaces, and stays usable.
     """
     model = ready_to_save(model)
-    external = tensor_bytes(model) > LARGEST_INLINE if external_data is None else external_data
+    external = needs_external_data(model) if external_data is None else external_data
     if not isinstance(destination, str | os.PathLike):
         save_to_stream(model, destination, external)
         return
@@ -63,6 +67,12 @@ def ready_to_save(model: ir.Model) -> ir.Model:
 def least_ir_version(opsets: list[onnx.OperatorSetIdProto]) -> int:
     """Give the first version of the format that knows the operator sets; unknown ones do not count."""
     return int(onnx.helper.find_min_ir_version_for(opsets, ignore_unknown=True))
+
+
+def needs_external_data(model: ir.Model) -> bool:
+    """Tell whether tensors go to a file of their own: because they must, or because they came so and are large."""
+    had = bool(model.graph.meta.get(HAD_EXTERNAL_DATA))
+    return tensor_bytes(model) > (LARGEST_MOVED_INLINE if had else LARGEST_INLINE)
 
 
 def tensor_bytes(model: ir.Model) -> int:

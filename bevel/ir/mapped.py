@@ -8,6 +8,9 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 import onnx_ir as ir
 
+HAD_EXTERNAL_DATA: Final = "bevel.external"
+"""Key in `graph.meta` of a model that was read with external data."""
+
 CHUNK: Final = 1 << 24
 """Bytes copied at a time from file to file."""
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from bevel.errors import InvalidModel, MissingData
 from bevel.frontends.onnx.tensors import byte_count
-from bevel.ir.mapped import MappedTensor
+from bevel.ir.mapped import HAD_EXTERNAL_DATA, MappedTensor
 
 
 def attach(model: ir.Model, where: str, path: Path | None) -> None:
@@ -29,6 +29,8 @@ def attach(model: ir.Model, where: str, path: Path | None) -> None:
         return MappedTensor(tensor, folder, opened[file])
 
     replace_external(model, attached)
+    if opened:
+        model.graph.meta[HAD_EXTERNAL_DATA] = True
 
 
 def replace_external(model: ir.Model, attached: Callable[[ir.ExternalTensor, str], ir.TensorProtocol]) -> None:
