@@ -29,11 +29,15 @@ def cases() -> Iterator[Case]:
         found = [*node_cases.collect_testcases(None), *model_cases.collect_testcases()]
     for case in found:
         if case.model is not None and case.data_sets:
-            sets = tuple((list(inputs), list(outputs)) for inputs, outputs in case.data_sets)
+            sets = tuple(([*map(_array, inputs)], [*map(_array, outputs)]) for inputs, outputs in case.data_sets)
             yield Case(f"{case.kind}:{case.name}", case.model, sets, case.rtol, case.atol)
     for kind in ("pytorch-operator", "pytorch-converted", "simple"):
         for folder in sorted((DATA / kind).iterdir()):
             yield from _from_folder(kind, folder)
+
+
+def _array(value: Any) -> Any:
+    return onnx.numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
 
 
 def _from_folder(kind: str, folder: Path) -> Iterator[Case]:

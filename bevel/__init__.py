@@ -1,1 +1,63 @@
-"""A graph compiler for trained networks."""
+"""Bevel reshapes trained networks, and proves that the result is right.
+
+    import bevel
+
+    model = bevel.load("model.onnx")
+    for group in bevel.groups(model):
+        print(group)
+    print(bevel.optimize(model, "simplify,prune-channels{ratio=0.5}"))
+    bevel.save(model, "small.onnx")
+
+Nothing heavy is imported before it is used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bevel.backends.files import save
+    from bevel.errors import BevelError
+    from bevel.frontends.onnx import load
+    from bevel.ir.coupling import Coupling, rule
+    from bevel.ir.groups import groups
+    from bevel.passes.base import Exact, Lossy, Masked, Pass, Preserving, Promise
+    from bevel.passes.pipeline import optimize
+    from bevel.passes.verify import verify
+
+__all__ = [
+    "BevelError",
+    "Coupling",
+    "Exact",
+    "Lossy",
+    "Masked",
+    "Pass",
+    "Preserving",
+    "Promise",
+    "groups",
+    "load",
+    "optimize",
+    "rule",
+    "save",
+    "verify",
+]
+
+_HOMES = {
+    "BevelError": "bevel.errors",
+    "Coupling": "bevel.ir.coupling",
+    "groups": "bevel.ir.groups",
+    "load": "bevel.frontends.onnx",
+    "optimize": "bevel.passes.pipeline",
+    "rule": "bevel.ir.coupling",
+    "save": "bevel.backends.files",
+    "verify": "bevel.passes.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'bevel' has no attribute {name!r}")
+    return getattr(import_module(_HOMES.get(name, "bevel.passes.base")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

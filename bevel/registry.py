@@ -4,15 +4,12 @@ Bevel's own come through the same door as a plugin's: entry points. Listing name
 when it is asked for by name.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from bevel.errors import UsageError, nearest
-
-if TYPE_CHECKING:
-    from bevel.passes.base import Pass
 
 OWN_DISTRIBUTION = "bevel"
 
@@ -48,12 +45,12 @@ class Registry(Mapping[str, Any]):
         return _distribution(self._points[name])
 
 
-def passes() -> Mapping[str, type["Pass"]]:
+def passes() -> Registry:
     """Return every installed pass by name."""
-    return cast(Mapping[str, type["Pass"]], Registry("bevel.passes", "pass"))
+    return Registry("bevel.passes", "pass")
 
 
-def importances() -> Mapping[str, Callable[..., Any]]:
+def importances() -> Registry:
     """Return every installed importance (what scores channels) by name."""
     return Registry("bevel.importances", "importance")
 

@@ -188,13 +188,12 @@ def _number(value: float) -> float | str | None:
     return value if math.isfinite(value) else str(value)
 
 
-def _step_dict(step: Step) -> dict[str, Any]:
-    outputs = step.verdict.outputs if step.verdict is not None else ()
+def verdict_dict(verdict: "Verdict") -> dict[str, Any]:
+    """Return a verdict as JSON types."""
     return {
-        "pass": step.text,
-        "promise": step.promise,
-        "verified": step.verdict is not None,
-        "error": _number(step.error),
+        "kept": verdict.kept,
+        "error": _number(verdict.error),
+        "feeds": verdict.feeds,
         "outputs": [
             {
                 "name": deviation.output,
@@ -203,9 +202,18 @@ def _step_dict(step: Step) -> dict[str, Any]:
                 "error": _number(deviation.relative),
                 "sqnr_db": _number(deviation.sqnr),
                 "cosine": _number(deviation.cosine),
+                "note": deviation.note,
             }
-            for deviation in outputs
+            for deviation in verdict.outputs
         ],
+    }
+
+
+def _step_dict(step: Step) -> dict[str, Any]:
+    return {
+        "pass": step.text,
+        "promise": step.promise,
+        "verdict": None if step.verdict is None else verdict_dict(step.verdict),
         "cost": vars(step.cost),
         "seconds": step.seconds,
         "verify_seconds": step.verify_seconds,

@@ -1,0 +1,1 @@
+"""What the commands of `bevel.cli` do; imported when one is run."""
