@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bevel.ir.site import MOST_INTEGERS, Facts
-from bevel.ir.sizes import is_symbolic
+from bevel.ir.sizes import FIRST_SYMBOL, is_symbolic
 
 Array: TypeAlias = np.ndarray
 Evaluator: TypeAlias = Callable[[ir.Node, list[Array]], Array | None]
@@ -138,6 +138,23 @@ def _exact(operation: Callable[..., Array]) -> Evaluator:
     return lambda node, inputs: np.asarray(operation(*inputs), dtype=object)
 
 
+def _equal(node: ir.Node, inputs: list[Array]) -> Array | None:
+    """Compare; a symbol is positive, so it equals no number below one."""
+    left, right = np.broadcast_arrays(*inputs)
+    pairs = zip(left.ravel(), right.ravel(), strict=True)
+    if any(a != b and max(a, b) >= FIRST_SYMBOL and min(a, b) > 0 for a, b in pairs):
+        return None
+    return np.asarray(left == right, dtype=object)
+
+
+def _expand(node: ir.Node, inputs: list[Array]) -> Array | None:
+    sizes = [int(size) for size in inputs[1].ravel()]
+    if any(is_symbolic(size) for size in sizes):
+        return None
+    shape = np.broadcast_shapes(inputs[0].shape, tuple(sizes))
+    return np.broadcast_to(inputs[0], shape) if np.prod(shape) <= MOST_INTEGERS else None
+
+
 def _where(node: ir.Node, inputs: list[Array]) -> Array | None:
     condition, yes, no = inputs
     return np.where(condition.astype(bool), yes, no)
@@ -184,7 +201,8 @@ _EVALUATORS: Mapping[str, Evaluator] = {
     "Mod": _static(np.mod),
     "Min": _static(lambda *inputs: np.minimum.reduce(np.broadcast_arrays(*inputs))),
     "Max": _static(lambda *inputs: np.maximum.reduce(np.broadcast_arrays(*inputs))),
-    "Equal": _static(np.equal),
+    "Equal": _equal,
+    "Expand": _expand,
     "Where": _where,
     "Range": _range,
     "ConstantOfShape": _constant_of_shape,

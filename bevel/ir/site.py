@@ -148,7 +148,10 @@ class Site:
 
     def integers(self, index: int) -> list[int] | None:
         """Return the integers of an input whose content is known, flattened."""
-        array = self.facts.integers_of(self.value(index)) if self.has(index) else None
+        if not self.has(index):
+            return None
+        self.fix(self.facts.of(self.value(index)) or (), "its content is read as sizes or places")
+        array = self.facts.integers_of(self.value(index))
         return None if array is None else [int(item) for item in array.ravel()]
 
     def required_integers(self, index: int) -> list[int]:

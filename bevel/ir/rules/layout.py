@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from bevel.ir.axes import ONE, Axis, fresh, product, resolve, total
-from bevel.ir.coupling import Coupling, rule
+from bevel.ir.coupling import Coupling, Freedom, rule
 from bevel.ir.resize import Resize, Statement, Write, attribute_sizes, drop_attribute, operand_sizes, write_operand
 from bevel.ir.site import Axes, Opaque, Site
 from bevel.ir.sizes import is_symbolic
@@ -186,7 +186,10 @@ def cut(site: Site, axis: Axis, place: int) -> tuple[Axis, Axis]:
 @rule("Expand")
 def expand(site: Site) -> None:
     """Repeat along axes of size one; any order of the copies is the same."""
-    source, target = site.axes(0), site.required_integers(1)
+    source, target = site.axes(0), site.integers(1)
+    if target is None:
+        _expand_to_unknown(site, source)
+        return
     rank = max(len(source), len(target))
     source = (ONE,) * (rank - len(source)) + source
     target = [1] * (rank - len(target)) + target
@@ -199,6 +202,17 @@ def expand(site: Site) -> None:
         return [write_operand(site.node, 1, elements, resize)] if resize.touches(*axes) else ()
 
     site.states(follow)
+
+
+def _expand_to_unknown(site: Site, source: Axes) -> None:
+    """Keep the sizes where only the run tells the target; any order is still the same."""
+    axes = list(site.fresh_output())
+    offset = len(axes) - len(source)
+    for place, axis in enumerate(source, start=offset):
+        if axis.size != 1:
+            site.equate(axes[place], axis)
+    site.keep(axes, Freedom.PERMUTE, "its target shape is not known before it runs")
+    site.set(0, axes)
 
 
 @rule("Tile")
@@ -276,5 +290,8 @@ def space_to_depth(site: Site) -> Coupling:
 @rule("Shape", "Size")
 def shape(site: Site) -> None:
     """Read sizes only: nothing is coupled, and the result is no data of the model."""
-    site.axes(0)
-    site.set(0, site.fresh_output())
+    rank = len(site.axes(0))
+    start, end, _ = slice(site.integer("start"), site.integer("end", rank)).indices(rank)
+    sizes = [] if site.node.op_type == "Size" else [fresh(max(end - start, 0))]
+    site.fix(sizes, "its entries are sizes")
+    site.set(0, sizes)
