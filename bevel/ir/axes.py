@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from math import prod
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
+
 # A sum with more parts than this is left alone: nobody cuts one axis into so many named pieces on purpose.
 MAX_TERMS = 4096
 
@@ -287,3 +289,29 @@ def _next_term(queue: deque[Axis]) -> Axis:
         queue.extendleft(reversed(term.terms))
         return queue.popleft()
     return term
+
+
+def places(axis: Axis, dim: Dim) -> list[np.ndarray]:
+    """Return, for each time a dimension occurs in a product, which of its entries every place of an axis holds, or -1.
+
+    >>> heads, half = Dim(2), Dim(2)
+    >>> [place.tolist() for place in places(product(heads, total(half, half)), half)]
+    [[0, 1, 0, 1, 0, 1, 0, 1]]
+    """
+    axis = resolve(axis)
+    if isinstance(axis, Dim):
+        return [np.arange(axis.size)] if axis is dim else []
+    found: list[np.ndarray] = []
+    if isinstance(axis, Product):
+        outer = 1
+        for factor in axis.factors:
+            inner = axis.size // outer // factor.size
+            found.extend(np.tile(np.repeat(place, inner), outer) for place in places(factor, dim))
+            outer *= factor.size
+        return found
+    parts = [places(term, dim) for term in axis.terms]
+    absent = [np.full(term.size, -1) for term in axis.terms]
+    for occurrence in range(max(map(len, parts))):
+        chosen = [part[occurrence] if occurrence < len(part) else gap for part, gap in zip(parts, absent, strict=True)]
+        found.append(np.concatenate(chosen))
+    return found

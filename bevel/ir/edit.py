@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from bevel.errors import EditRefused
 from bevel.ir.axes import Axis, Dim, Product, atoms, resolve
+from bevel.ir.content import content
 from bevel.ir.coupling import Freedom
 from bevel.ir.groups import Analysis, Group, analyse
 from bevel.ir.resize import Resize, Write, add_initializer
@@ -151,11 +152,9 @@ def _index_initializer(value: ir.Value, axes: tuple[Axis, ...], taken: Mapping[D
     shape = ir.Shape([len(changed[place]) if place in changed else axis.size for place, axis in enumerate(axes)])
 
     def take() -> ir.TensorProtocol:
-        array = source.numpy()
-        for place, index in changed.items():
-            array = np.take(array, index, axis=place)
-        if isinstance(source, ir.ExternalTensor):
-            source.release()
+        with content(source) as array:
+            for place, index in changed.items():
+                array = np.take(array, index, axis=place)
         return ir.Tensor(array, dtype=source.dtype, shape=shape, name=value.name)
 
     def write() -> None:
