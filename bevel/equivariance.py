@@ -1,0 +1,317 @@
+"""Proof of operator rules: what is done to a dimension of the inputs is found again in the outputs, and nothing else.
+
+A rule claims that a dimension may be permuted, or that entries of it may be dropped. The claim is executed: the inputs
+are indexed along every axis that holds the dimension, the model is edited the same way, both are run in ONNX Runtime,
+and every output must be the original one, indexed the same way. Dropping is compared with the model at full size whose
+consumers of the dropped entries are zeroed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from bevel.backends.onnxruntime import Level, Session
+from bevel.errors import EditRefused, UnsupportedModel
+from bevel.ir.axes import Dim, atoms
+from bevel.ir.canonical import canonicalize
+from bevel.ir.coupling import FREE, Freedom
+from bevel.ir.edit import apply, entries, zero_dropped
+from bevel.ir.groups import Analysis, analyse
+from bevel.ir.site import Axes
+
+ULPS: Final = 64
+"""Units in the last place of an output's largest magnitude by which a reordered sum may differ.
+
+Summing n products in another order moves the result by up to n - 1 units of the sum of their magnitudes, and by about
+sqrt(n) of it for random signs. Conformance cases sum at most some thousand products.
+"""
+
+Array: TypeAlias = np.ndarray[Any, Any]
+Feed: TypeAlias = Mapping[str, Any]  # an array, a list of arrays (a sequence) or None (an empty optional) by name
+Taken: TypeAlias = dict[int, Array]  # entries taken, by the dimension's place in `open_dims`
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A dimension that a rule lets free although the model does not."""
+
+    kind: Freedom
+    places: tuple[str, ...]
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.kind.name or self.kind} {' '.join(self.places)}: {self.what}"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was tried on a model: how many dimensions by freedom, on which operators, and what failed.
+
+    `fixed` gives, for a model without any free dimension, the reasons; `skipped` says why a model, or a dimension of
+    it, could not be tried.
+    """
+
+    permuted: int = 0
+    selected: int = 0
+    operators: frozenset[tuple[str, str]] = frozenset()
+    disagreements: tuple[Disagreement, ...] = ()
+    skipped: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A model of known sizes, with feeds and what it makes of them."""
+
+    model: ir.Model
+    feeds: tuple[Feed, ...]
+    results: tuple[Feed, ...]
+
+
+def check_rule(model: ir.Model, feed: Feed, *, seed: int = 0) -> Checked:
+    """Try every dimension that the rules leave free in a model: one at a time, then all of them at once.
+
+    The interface is left open, so the dimensions of graph inputs are tried too. Floats in `feed` are also drawn anew
+    from the same range. The model itself is left as it is. Raises `UnsupportedModel` if it does not run on `feed`.
+    """
+    subject = _subject(model, feed, np.random.default_rng(seed))
+    if subject is None:
+        return Checked(skipped=("its outputs differ from run to run",))
+    analysis = analyse(subject.model, interface=False)
+    dims = open_dims(analysis)
+    trials = [
+        (kind, taken)
+        for kind in (Freedom.PERMUTE, FREE)
+        for taken in _takings(kind, dims, [_freedom(analysis, dim) for dim in dims], np.random.default_rng(seed))
+    ]
+    found: list[Disagreement] = []
+    skipped: list[str] = []
+    tried: dict[Freedom, set[int]] = {Freedom.PERMUTE: set(), FREE: set()}
+    for kind, taken in trials:
+        places = tuple(place for number in taken for place in _places(analysis, dims[number]))
+        try:
+            problem = _disagreement(subject, kind, taken)
+        except EditRefused as error:
+            skipped.append(f"{' '.join(places)}: {error.what}")
+            continue
+        tried[kind].update(taken)
+        if problem:
+            found.append(Disagreement(kind, places, problem))
+    touched = [dims[number] for number in tried[Freedom.PERMUTE] | tried[FREE]]
+    return Checked(
+        permuted=len(tried[Freedom.PERMUTE]),
+        selected=len(tried[FREE]),
+        operators=frozenset(_operators(analysis, touched)),
+        disagreements=tuple(found),
+        skipped=tuple(skipped),
+        fixed=() if trials else tuple(dict.fromkeys(mark.why for mark in analysis.facts.marks)),
+    )
+
+
+def open_dims(analysis: Analysis) -> list[Dim]:
+    """List the dimensions of graph inputs, initializers and graph outputs: the same order for a model and its clone."""
+    graph = analysis.model.graph
+    open_axes = [analysis.facts.of(value) for value in (*graph.inputs, *graph.outputs)]
+    open_axes += [axes for value, axes in analysis.facts.axes.items() if value.is_initializer()]
+    found = dict.fromkeys(atom for axes in open_axes for axis in axes or () for atom in atoms(axis))
+    return [dim for dim in found if dim.size > 1]
+
+
+def _freedom(analysis: Analysis, dim: Dim) -> Freedom:
+    freedom = FREE
+    for mark in analysis.marks.get(dim, ()):
+        freedom &= mark.keeps
+    return freedom
+
+
+def _takings(
+    kind: Freedom, dims: Sequence[Dim], freedoms: Sequence[Freedom], random: np.random.Generator
+) -> Iterator[Taken]:
+    """Draw what to take of each dimension that allows it, then of all of them together."""
+    draw = _order if kind is Freedom.PERMUTE else _subset
+    free = {number: draw(dims[number].size, random) for number, freedom in enumerate(freedoms) if kind in freedom}
+    yield from ({number: taken} for number, taken in free.items())
+    if len(free) > 1:
+        yield {number: draw(dims[number].size, random) for number in free}
+
+
+def _order(size: int, random: np.random.Generator) -> Array:
+    """Draw a permutation that moves something."""
+    order = random.permutation(size)
+    return np.roll(order, 1) if np.array_equal(order, np.arange(size)) else order
+
+
+def _subset(size: int, random: np.random.Generator) -> Array:
+    """Draw some entries, not all, in any order."""
+    return random.permutation(size)[: random.integers(1, size)]
+
+
+def _places(analysis: Analysis, dim: Dim) -> list[str]:
+    """Name the axes of inputs, initializers and outputs that hold a dimension."""
+    graph = analysis.model.graph
+    values = (*graph.inputs, *(value for value in analysis.facts.axes if value.is_initializer()), *graph.outputs)
+    return [
+        f"{value.name}[{place}]"
+        for value in dict.fromkeys(values)
+        for place, axis in enumerate(analysis.axes(value) or ())
+        if dim in atoms(axis)
+    ]
+
+
+def _operators(analysis: Analysis, dims: Iterable[Dim]) -> Iterator[tuple[str, str]]:
+    """Name the operators of which some input or output holds one of the dimensions."""
+    wanted = set(dims)
+    for node in ir.traversal.RecursiveGraphIterator(analysis.model.graph):
+        values = [value for value in (*node.inputs, *node.outputs) if value is not None]
+        axes = [axis for value in values for axis in analysis.axes(value) or ()]
+        if any(atom in wanted for axis in axes for atom in atoms(axis)):
+            yield node.domain, node.op_type
+
+
+# The model and what it computes
+
+
+def _subject(model: ir.Model, feed: Feed, random: np.random.Generator) -> _Subject | None:
+    """Bring a clone to the sizes of the feed and run it; None if two runs differ."""
+    model = model.clone()
+    for value in model.graph.inputs:
+        if isinstance(given := feed.get(value.name or ""), np.ndarray):
+            value.shape = ir.Shape(given.shape)
+    canonicalize(model)
+    with Session(model, level=Level.AS_WRITTEN, threads=1) as session:
+        result = session.run(feed)
+        if any(_difference(result[name], again, exactly=True) for name, again in session.run(feed).items()):
+            return None
+        redrawn = {name: _redrawn(value, random) for name, value in feed.items()}
+        second = _try_run(session, redrawn)
+    for value in model.graph.outputs:
+        if isinstance(array := result[value.name or ""], np.ndarray):
+            value.shape = ir.Shape(array.shape)
+    if second is None or any(_shape(second[name]) != _shape(array) for name, array in result.items()):
+        return _Subject(model, (feed,), (result,))
+    return _Subject(model, (feed, redrawn), (result, second))
+
+
+def _try_run(session: Session, feed: Feed) -> Feed | None:
+    try:
+        return session.run(feed)
+    except UnsupportedModel:  # the operator does not take such data
+        return None
+
+
+def _shape(value: Any) -> Any:
+    """Return the shape of an array, or of each array of a sequence."""
+    return [_shape(item) for item in value] if isinstance(value, list) else np.shape(value)
+
+
+def _redrawn(value: Any, random: np.random.Generator) -> Any:
+    """Draw floats anew from the range of those given; other data may address something and stays."""
+    if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or value.size < 2:
+        return value
+    finite = value[np.isfinite(value)]
+    if not finite.size or finite.min() == finite.max():
+        return value
+    return random.uniform(finite.min(), finite.max(), value.shape).astype(value.dtype)
+
+
+# One trial
+
+
+def _disagreement(subject: _Subject, kind: Freedom, taken: Taken) -> str:
+    """Edit a clone, feed it the entries taken, and compare; return what differs, or nothing."""
+    analysis, indices = _clone(subject.model, taken)
+    inputs, outputs = _axes_of(analysis, analysis.model.graph.inputs), _axes_of(analysis, analysis.model.graph.outputs)
+    apply(analysis, indices)
+    expected = subject.results if kind is Freedom.PERMUTE else _masked(subject, taken)
+    feeds = [_each(feed, inputs, indices) for feed in subject.feeds]
+    try:
+        with Session(analysis.model, level=Level.AS_WRITTEN, threads=1) as session:
+            results = [session.run(feed) for feed in feeds]
+    except UnsupportedModel as error:
+        return error.what
+    for result, original in zip(results, expected, strict=True):
+        for name, value in _each(original, outputs, indices).items():
+            if problem := _difference(result[name], value):
+                return f"output {name!r} {problem}"
+    return ""
+
+
+def _clone(model: ir.Model, taken: Taken) -> tuple[Analysis, dict[Dim, Array]]:
+    """Analyse a clone and look up its own dimensions."""
+    analysis = analyse(model.clone(), interface=False)
+    dims = open_dims(analysis)
+    return analysis, {dims[number]: index for number, index in taken.items()}
+
+
+def _masked(subject: _Subject, taken: Taken) -> list[Feed]:
+    """Run the model at full size with the consumers of dropped entries zeroed."""
+    analysis, indices = _clone(subject.model, taken)
+    if not any(atom in indices for place in analysis.facts.sums for atom in atoms(place.axis)):
+        return list(subject.results)
+    zero_dropped(analysis, indices)
+    with Session(analysis.model, level=Level.AS_WRITTEN, threads=1) as session:
+        return [session.run(feed) for feed in subject.feeds]
+
+
+def _axes_of(analysis: Analysis, values: Sequence[ir.Value]) -> dict[str, Axes | None]:
+    return {value.name or "": analysis.facts.of(value) for value in values}
+
+
+def _each(feed: Feed, axes: Mapping[str, Axes | None], indices: Mapping[Dim, Array]) -> dict[str, Any]:
+    return {name: _indexed(value, axes.get(name), indices) for name, value in feed.items()}
+
+
+def _indexed(value: Any, axes: Axes | None, indices: Mapping[Dim, Array]) -> Any:
+    """Take entries along every axis of an array, or of each array of a sequence."""
+    if isinstance(value, list):
+        return [_indexed(item, axes, indices) for item in value]
+    if value is None or axes is None:
+        return value
+    for place, axis in enumerate(axes):
+        if any(atom in indices for atom in atoms(axis)):
+            value = np.take(value, entries(axis, indices), axis=place)
+    return value
+
+
+def _difference(got: Any, expected: Any, *, exactly: bool = False) -> str:
+    """Say how a result differs from what it should be; nothing if it does not."""
+    if got is None or expected is None:
+        return "" if got is expected else "is absent in one of the two"
+    if isinstance(expected, list):
+        if len(got) != len(expected):
+            return f"has {len(got)} items instead of {len(expected)}"
+        problems = (_difference(a, b, exactly=exactly) for a, b in zip(got, expected, strict=True))
+        return next(filter(None, problems), "")
+    got, expected = np.asarray(got), np.asarray(expected)
+    if got.shape != expected.shape:
+        return f"has shape {got.shape} instead of {expected.shape}"
+    if not _is_float(got):
+        return _exact_difference(got, expected)
+    return _float_difference(got, expected, 0 if exactly else ULPS)
+
+
+def _is_float(array: Array) -> bool:
+    return array.dtype.kind in "fc" or array.dtype.name.startswith(("bfloat", "float"))
+
+
+def _exact_difference(got: Array, expected: Array) -> str:
+    wrong = int(np.count_nonzero(got != expected))
+    return f"differs at {wrong} of {got.size} entries" if wrong else ""
+
+
+def _float_difference(got: Array, expected: Array, ulps: int) -> str:
+    """Compare floats relative to the largest finite magnitude; what is not finite must be the same."""
+    unit = float(ml_dtypes.finfo(got.dtype).eps)  # type: ignore[no-untyped-call]
+    a, b = got.astype(np.complex128), expected.astype(np.complex128)
+    finite = np.isfinite(b)
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(a[finite]).all():
+        return "differs where it is not finite"
+    error = float(np.abs(a - b)[finite].max(initial=0.0))
+    allowed = ulps * unit * float(np.abs(b[finite]).max(initial=0.0))
+    return f"differs by {error:.3g}, more than {allowed:.3g}" if error > allowed else ""
