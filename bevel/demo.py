@@ -23,7 +23,12 @@ from bevel.models import path
 from bevel.passes.pipeline import optimize
 from bevel.report import Report, count, error_text, factor, size
 
-PIPELINES = ("fold", "fold,prune-channels{ratio=0.25}", "fold,prune-channels{ratio=0.5}")
+PIPELINES = (
+    "fold",
+    "fold,prune-channels{ratio=0.25}",
+    "fold,prune-channels{ratio=0.5}",
+    "fold,prune-channels{ratio=0.6}",
+)
 COLUMNS = ("passes", "parameters", "file", "MACs an image", "latency", "accuracy", "verified")
 BATCH = 64  # images a run, for latency and for verification
 RUNS = 300
@@ -102,7 +107,8 @@ def main() -> None:
         report = optimize(model, pipeline, calibration=digits.feeds)
         table.add_row(pipeline, *Figures.of(model, digits).row(before), verdicts(report))
     Console(width=WIDTH).print(table)
-    print("verified: the largest relative error of any output against what the pass promises, on 200 other images.")
+    print("verified: each pass's promise, and the largest relative error against it, on 200 other images.")
+    print("The network was trained so that half of its channels fade; an ordinary one loses accuracy sooner.")
 
 
 def verdicts(report: Report) -> str:

@@ -1,6 +1,6 @@
 """Train the built-in model: a small residual network on scikit-learn's digits, exported with its BatchNorm kept.
 
-    python examples/train_digits.py [--output bevel/models] [--epochs 60]
+    python examples/train_digits.py [--output bevel/models] [--epochs 40]
 
 After a third of the epochs, half of the channels of every coupled group, those of smallest norm, begin to fade: all
 their weights shrink a little more at each step ("growing regularization", Wang et al., ICLR 2021), and the rest learns
@@ -103,7 +103,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "bevel" / "models")
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=40)
     return parser.parse_args()
 
 
