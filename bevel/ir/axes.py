@@ -26,6 +26,8 @@ import numpy as np
 
 # A sum with more parts than this is left alone: nobody cuts one axis into so many named pieces on purpose.
 MAX_TERMS = 4096
+# Entries of an outer factor that are told apart where nothing simpler aligns two products.
+MOST_UNROLLED = 4
 
 
 class Dim:
@@ -195,7 +197,7 @@ class Solver:
                 right[-1] = self._quotient(y, left.pop())
             elif x.size % y.size == 0:
                 left[-1] = self._quotient(x, right.pop())
-            else:
+            elif not self._unroll(left, right):
                 self._skip_segment(left, right)
                 continue
             self.unify(product(*left), product(*right))  # what is left may have been refined
@@ -206,6 +208,20 @@ class Solver:
         quotient = fresh(axis.size // divisor.size)
         self.unify(axis, product(quotient, divisor))
         return quotient
+
+    def _unroll(self, left: list[Axis], right: list[Axis]) -> bool:
+        """Equate `a*b` with `c*d` of which no factor divides another: few outer entries are taken one by one.
+
+        So a channel shuffle over 4 groups of 34 becomes 34 + 34 + 34 + 34 against 34 * 4, which sums can align.
+        """
+        if len(left) < 2 or len(right) < 2 or left[-2].size * left[-1].size != right[-2].size * right[-1].size:
+            return False
+        outer = min(left[-2], right[-2], key=lambda factor: factor.size)
+        if not isinstance(outer, Dim) or outer.size > MOST_UNROLLED:
+            return False
+        outer.bound = Sum((ONE,) * outer.size)
+        self.unify(product(left.pop(-2), left.pop()), product(right.pop(-2), right.pop()))
+        return True
 
     def _skip_segment(self, left: list[Axis], right: list[Axis]) -> None:
         """Drop the shortest trailing runs of equal size: no common refinement lies inside them."""

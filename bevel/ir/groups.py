@@ -12,7 +12,7 @@ from bevel.errors import UsageError, nearest
 from bevel.ir import control, integers, rules  # noqa: F401 - importing the rules registers them
 from bevel.ir.axes import Dim, atoms, paths
 from bevel.ir.coupling import FIXED, FREE, Freedom, find_rule
-from bevel.ir.site import Axes, Facts, Mark, Opaque, Site
+from bevel.ir.site import STRUCTURAL, Axes, Facts, Mark, Opaque, Site
 from bevel.ir.sizes import Symbols, is_symbolic
 
 # A symbol that turns out to have a size (it meets a weight) is put in and everything is read again.
@@ -64,7 +64,8 @@ class Group:
         allowed = " ".join(freedom.name.lower() for freedom in Freedom if freedom in self.freedom and freedom.name)
         reasons = self.why(Freedom.SELECT)
         note = f"  {reasons[0]}" if reasons else ""
-        return f"{self.name:<40} {self.size:>6}  {allowed or 'fixed':<15}{note}  ({len(self.members)} tensors)"
+        tensors = len({member.value for member in self.members})
+        return f"{self.name:<40} {self.size:>6}  {allowed or 'fixed':<15}{note}  ({tensors} tensors)"
 
 
 def _reason(mark: Mark) -> str:
@@ -84,7 +85,10 @@ class Analysis:
 
     @cached_property
     def groups(self) -> list[Group]:
-        """Every dimension that some initializer has, in the order in which the graph meets them."""
+        """Every dimension that some initializer has, in the order in which the graph meets them.
+
+        Kernel taps and the axes of shape tensors are left out: nothing can be done to them.
+        """
         return list(_collect(self))
 
     @cached_property
@@ -230,8 +234,16 @@ def _collect(analysis: Analysis) -> Iterator[Group]:
             for path, atom in paths(expression):
                 members.setdefault(atom, []).append(Member(value, axis, path))
     for atom, found in members.items():
-        if atom.size > 1:
-            yield Group(str(found[0]), atom.size, atom, tuple(found), tuple(analysis.marks.get(atom, ())))
+        marks = (*analysis.marks.get(atom, ()), *_told_apart(found, atom))
+        if atom.size > 1 and STRUCTURAL.isdisjoint(mark.why for mark in marks):
+            yield Group(str(found[0]), atom.size, atom, tuple(found), marks)
+
+
+def _told_apart(members: Sequence[Member], atom: Dim) -> Iterator[Mark]:
+    """Mark a dimension whose entries an integer constant names, such as the classes of a one-hot comparison."""
+    for member in members:
+        if member.value.dtype in (ir.DataType.INT64, ir.DataType.INT32):
+            yield Mark(atom, Freedom.PERMUTE, f"the integers of {member.value.name!r} tell its entries apart", None)
 
 
 def _initializers(analysis: Analysis) -> Iterator[ir.Value]:

@@ -33,6 +33,10 @@ from bevel.ir.sizes import Symbols, shape_sizes
 _INTEGERS = frozenset({ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL, ir.DataType.UINT8, ir.DataType.INT8})
 MOST_INTEGERS = 4096  # a longer constant is data, not a shape
 
+POSITIONS = "its positions matter"
+SIZES = "its content is read as sizes or places"
+STRUCTURAL = frozenset({POSITIONS, SIZES})  # such axes (kernel taps, shape tensors) are no dimensions of the model's
+
 Axes = tuple[Axis, ...]
 
 
@@ -150,7 +154,7 @@ class Site:
         """Return the integers of an input whose content is known, flattened."""
         if not self.has(index):
             return None
-        self.fix(self.facts.of(self.value(index)) or (), "its content is read as sizes or places")
+        self.fix(self.facts.of(self.value(index)) or (), SIZES)
         array = self.facts.integers_of(self.value(index))
         return None if array is None else [int(item) for item in array.ravel()]
 
@@ -272,7 +276,7 @@ class _Application:
         assert not isinstance(pattern, str)
         for position, term, axis in self._match(pattern, axes, index):
             if term in (STAR, OWN):
-                self.site.fix(axis, "its positions matter")
+                self.site.fix(axis, POSITIONS)
             elif term == UNIT:
                 self._expect_unit(axis, index)
             elif isinstance(term, Word):
@@ -377,7 +381,7 @@ class _Application:
             fresh(sizes[place] if sizes is not None and place < len(sizes) else symbols.unknown(f"{name}[{place}]"))
             for place in range(start, start + count)
         ]
-        self.site.fix(made, "its positions matter")
+        self.site.fix(made, POSITIONS)
         return made
 
     def _output_axis(self, term: Term, sizes: list[int] | None, place: int) -> Axis:
@@ -391,7 +395,7 @@ class _Application:
     def _mark(self, written: set[str]) -> None:
         coupling, site = self.coupling, self.site
         for name in coupling.fixed:
-            self._lose(name, FIXED, "its positions matter")
+            self._lose(name, FIXED, POSITIONS)
         for name in coupling.statistics:
             self._lose(name, Freedom.PERMUTE, "its statistics run over it")
         for name in coupling.sums:

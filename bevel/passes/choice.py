@@ -68,7 +68,7 @@ def _products(axis: Axis) -> Iterator[tuple[Axis, ...]]:
 
 def left_out(groups: Sequence[Group], kind: Freedom) -> list[str]:
     """Say why groups do not allow an edit, the commonest reasons first."""
-    reasons = Counter(reason for group in groups if not group.allows(kind) for reason in group.why(kind)[:1])
-    lines = [f"left alone ({count}): {reason}" for reason, count in reasons.most_common(MOST_REASONS)]
-    rest = len(reasons) - MOST_REASONS
-    return [*lines, f"left alone for {rest} other reasons: see `bevel inspect`"] if rest > 0 else lines
+    blocked = Counter(group.why(kind)[0] for group in groups if not group.allows(kind))
+    lines = [f"{count} groups left alone: {reason}" for reason, count in blocked.most_common(MOST_REASONS)]
+    rest = len(blocked) - MOST_REASONS
+    return [*lines, f"{rest} more reasons: `bevel inspect` lists them"] if rest > 0 else lines
