@@ -1,5 +1,51 @@
 """Rules for each operator family; importing a family registers its rules."""
 
-from bevel.ir.rules import contraction, elementwise, indexing, layout, normalization, reduction, spatial
+from bevel.ir.rules import (
+    attention,
+    contraction,
+    contrib,
+    elementwise,
+    experts,
+    fixed,
+    fused_attention,
+    generation,
+    imaging,
+    indexing,
+    layout,
+    losses,
+    normalization,
+    packed_weights,
+    quantized,
+    recurrent,
+    reduction,
+    rotary,
+    sequences,
+    signal,
+    sorting,
+    spatial,
+)
 
-__all__ = ["contraction", "elementwise", "indexing", "layout", "normalization", "reduction", "spatial"]
+__all__ = [
+    "attention",
+    "contraction",
+    "contrib",
+    "elementwise",
+    "experts",
+    "fixed",
+    "fused_attention",
+    "generation",
+    "imaging",
+    "indexing",
+    "layout",
+    "losses",
+    "normalization",
+    "packed_weights",
+    "quantized",
+    "recurrent",
+    "reduction",
+    "rotary",
+    "sequences",
+    "signal",
+    "sorting",
+    "spatial",
+]
