@@ -66,9 +66,9 @@ def mask(model: ir.Model | Analysis, keeps: Indices) -> None:
 def zero_dropped(analysis: Analysis, keeps: Mapping[Dim, np.ndarray]) -> None:
     """Zero the dropped entries of dimensions at one operand of every node that sums over them."""
     kept = {dim: _indicator(dim.size, keep) for dim, keep in keeps.items()}
-    places = {(place.node, place.input, place.position): place for place in _masked_places(analysis, kept)}
-    for place in places.values():
-        _mask_input(analysis, place, kept)
+    vectors = [(place, _mask_vector(analysis, place, kept)) for place in _masked_places(analysis, kept)]
+    for place, vector in vectors:
+        _mask_input(place, vector)
 
 
 def apply(analysis: Analysis, taken: Mapping[Dim, np.ndarray]) -> None:
@@ -180,12 +180,19 @@ def _indicator(size: int, keep: np.ndarray) -> np.ndarray:
 def _masked_places(analysis: Analysis, kept: Mapping[Dim, np.ndarray]) -> list[Summation]:
     """Choose, for every sum over a dimension with dropped entries, the operand to zero: a weight where there is one."""
     chosen: dict[tuple[ir.Node, int], Summation] = {}
-    for place in analysis.facts.sums:
-        if any(atom in kept for atom in atoms(place.axis)):
-            key = (place.node, id(place.axis))
-            if key not in chosen or (_is_weight(place) and not _is_weight(chosen[key])):
-                chosen[key] = place
-    return list(chosen.values())
+    touched = [place for place in analysis.facts.sums if any(atom in kept for atom in atoms(place.axis))]
+    for place in touched:
+        key = (place.node, id(place.axis))
+        if key not in chosen or (_is_weight(place) and not _is_weight(chosen[key])):
+            chosen[key] = place
+    operands = {(*key, place.input) for key, place in chosen.items()}
+    # An operand may hold the axis more than once, as where a square matrix is summed up.
+    found = {(place.node, place.input, place.position): place for place in touched if _operand(place) in operands}
+    return list(found.values())
+
+
+def _operand(place: Summation) -> tuple[ir.Node, int, int]:
+    return place.node, id(place.axis), place.input
 
 
 def _is_weight(place: Summation) -> bool:
@@ -193,14 +200,18 @@ def _is_weight(place: Summation) -> bool:
     return value is not None and value.is_initializer()
 
 
-def _mask_input(analysis: Analysis, place: Summation, kept: Mapping[Dim, np.ndarray]) -> None:
-    """Multiply one operand of a node with zeros and ones along an axis."""
+def _mask_vector(analysis: Analysis, place: Summation, kept: Mapping[Dim, np.ndarray]) -> np.ndarray:
+    """Return zeros and ones along the axis that a node sums over, to be broadcast against its operand."""
     value = place.node.inputs[place.input]
-    assert value is not None
-    axes = analysis.axes(value)
-    graph = place.node.graph
-    assert axes is not None and isinstance(graph, ir.Graph)
-    vector = indicator(axes[place.position], kept).reshape([-1] + [1] * (len(axes) - place.position - 1))
+    axes = None if value is None else analysis.axes(value)
+    assert axes is not None
+    return indicator(axes[place.position], kept).reshape([-1] + [1] * (len(axes) - place.position - 1))
+
+
+def _mask_input(place: Summation, vector: np.ndarray) -> None:
+    """Multiply one operand of a node with zeros and ones; an operand may be multiplied more than once."""
+    value, graph = place.node.inputs[place.input], place.node.graph
+    assert value is not None and isinstance(graph, ir.Graph)
     dtype = value.dtype or ir.DataType.FLOAT
     name = f"{value.name}.masked.{place.node.name or id(place.node)}.{place.position}"
     constant = add_initializer(graph, f"{name}.mask", ir.tensor(vector.astype(dtype.numpy())))

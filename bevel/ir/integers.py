@@ -8,7 +8,7 @@ result would depend on what the symbol really is (comparisons, rounding division
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -208,3 +208,5 @@ _EVALUATORS: Mapping[str, Evaluator] = {
     "ConstantOfShape": _constant_of_shape,
     "ReduceProd": _reduce_prod,
 }
+
+EVALUATED: Final = frozenset(_EVALUATORS)

@@ -8,13 +8,14 @@ import numpy as np
 import onnx_ir as ir
 
 from bevel.ir.axes import Axis, fresh, product, total
-from bevel.ir.coupling import rule
+from bevel.ir.coupling import Freedom, rule
 from bevel.ir.resize import Resize, Statement, Write, attribute_sizes, operand_sizes, set_operand
 from bevel.ir.rules.layout import cut
 from bevel.ir.site import Opaque, Site
 from bevel.ir.sizes import is_symbolic
 
 BY_VALUE = "its entries are addressed by value"
+NOT_WRITTEN = "what is not written keeps its old value"
 MEANS_THE_END = 2**29  # exporters write a bound beyond every real size for "to the end"
 
 
@@ -191,6 +192,7 @@ def scatter_elements(site: Site) -> None:
     place = site.position(site.integer("axis"), len(data))
     site.fix(data[place], BY_VALUE)
     site.equate_all(indices, updates)
+    site.keep(indices[place], Freedom.PERMUTE, NOT_WRITTEN)
     _whole_axes(site, data, indices, {place})
     site.set(0, data)
 
@@ -204,5 +206,6 @@ def scatter_nd(site: Site) -> None:
         raise Opaque("how many axes it addresses is not known")
     site.fix(data[:depth], BY_VALUE)
     site.fix(indices[-1], "it lists coordinates")
+    site.keep(indices[:-1], Freedom.PERMUTE, NOT_WRITTEN)
     site.equate_all(updates, (*indices[:-1], *data[depth:]))
     site.set(0, data)

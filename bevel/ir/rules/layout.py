@@ -45,6 +45,8 @@ def _reshape_sizes(site: Site, source: Axes) -> list[int]:
     if not site.integer("allowzero"):
         target = [_copied(source, place) if size == 0 else size for place, size in enumerate(target)]
     whole = product(*source).size
+    if whole == 0:
+        raise Opaque("it has no entries, so its sizes say nothing about each other")
     if -1 in target:
         known = -product(*(fresh(size) for size in target if size != -1)).size
         rest = whole // -known if known else 0
@@ -137,11 +139,7 @@ def split(site: Site) -> None:
     axes = site.axes(0)
     place = site.position(site.integer("axis"), len(axes))
     sizes = _split_sizes(site, axes[place].size)
-    rest, parts = axes[place], []
-    for size in sizes[:-1]:
-        part, rest = cut(site, rest, size)
-        parts.append(part)
-    parts.append(rest)
+    parts = cut_apart(site, axes[place], sizes)
     for index, part in enumerate(parts):
         site.set(index, (*axes[:place], part, *axes[place + 1 :]))
     site.states(_split_statement(site, parts))
@@ -172,6 +170,15 @@ def _split_statement(site: Site, parts: Sequence[Axis]) -> Statement:
         return writes
 
     return follow
+
+
+def cut_apart(site: Site, axis: Axis, sizes: Sequence[int]) -> list[Axis]:
+    """Take an axis apart into parts of the given sizes, which fill it."""
+    parts = []
+    for size in sizes[:-1]:
+        part, axis = cut(site, axis, size)
+        parts.append(part)
+    return [*parts, axis]
 
 
 def cut(site: Site, axis: Axis, place: int) -> tuple[Axis, Axis]:
@@ -234,7 +241,9 @@ def pad(site: Site) -> None:
     if pads is None:
         raise Opaque("its pads are not known before it runs")
     constant = site.text("mode", "constant") == "constant"
-    result, before, after = [], [], []
+    result: list[Axis] = []
+    before: list[Axis | int] = []
+    after: list[Axis | int] = []
     for place, axis in enumerate(axes):
         left, right = pads[place], pads[place + len(axes)]
         if left <= 0 and right <= 0 and (left or right):
@@ -250,19 +259,30 @@ def pad(site: Site) -> None:
         before.append(head if left > 0 else left)
         after.append(tail if right > 0 else right)
     site.set(0, result)
-    if site.inputs > 1 and not site.has(3):
-        site.states(operand_sizes(site.node, 1, [*before, *after]))
+    listed = _padded_axes(site, len(axes))
+    site.states(_pads_statement(site, [side[place] for side in (before, after) for place in listed]))
 
 
 def _pads(site: Site, rank: int) -> list[int] | None:
     """Return how much is put before each axis, then after each."""
     given = site.integers(1) if site.inputs > 1 else site.integer_list("pads")
-    if given is None or not site.has(3):
-        return given
-    listed, pads = site.required_integers(3), [0] * (2 * rank)
-    for place, axis in enumerate(site.position(axis, rank) for axis in listed):
+    if given is None:
+        return None
+    listed, pads = _padded_axes(site, rank), [0] * (2 * rank)
+    for place, axis in enumerate(listed):
         pads[axis], pads[axis + rank] = given[place], given[place + len(listed)]
     return pads
+
+
+def _pads_statement(site: Site, pads: Sequence[Axis | int]) -> Statement:
+    if site.inputs > 1:
+        return operand_sizes(site.node, 1, pads)
+    return attribute_sizes(site.node, "pads", [fresh(size) if isinstance(size, int) else size for size in pads])
+
+
+def _padded_axes(site: Site, rank: int) -> list[int]:
+    """Return the axes that the pads are listed for."""
+    return [site.position(axis, rank) for axis in site.required_integers(3)] if site.has(3) else list(range(rank))
 
 
 def _cropped(site: Site, axis: Axis, left: int, right: int) -> Axis:
@@ -285,13 +305,3 @@ def space_to_depth(site: Site) -> Coupling:
     """Gather blocks of positions into channels; channels stay free."""
     block = site.integer("blocksize")
     return Coupling("n c (h p) (w q) -> n (p q c) h w", sizes={"p": block, "q": block}, fixed="pqhw")
-
-
-@rule("Shape", "Size")
-def shape(site: Site) -> None:
-    """Read sizes only: nothing is coupled, and the result is no data of the model."""
-    rank = len(site.axes(0))
-    start, end, _ = slice(site.integer("start"), site.integer("end", rank)).indices(rank)
-    sizes = [] if site.node.op_type == "Size" else [fresh(max(end - start, 0))]
-    site.fix(sizes, "its entries are sizes")
-    site.set(0, sizes)
