@@ -155,10 +155,15 @@ def _index_initializer(value: ir.Value, axes: tuple[Axis, ...], taken: Mapping[D
         with content(source) as array:
             for place, index in changed.items():
                 array = np.take(array, index, axis=place)
+        if source.dtype is ir.DataType.STRING:
+            return ir.StringTensor(array, shape=shape, name=value.name)
         return ir.Tensor(array, dtype=source.dtype, shape=shape, name=value.name)
 
     def write() -> None:
-        value.const_value = ir.LazyTensor(take, dtype=source.dtype, shape=shape, name=value.name)
+        if source.dtype is ir.DataType.STRING:  # a lazy tensor does not know how large strings are
+            value.const_value = take()
+        else:
+            value.const_value = ir.LazyTensor(take, dtype=source.dtype, shape=shape, name=value.name)
         value.shape = shape
 
     return [write]

@@ -70,6 +70,7 @@ class Facts:
     solver: Solver = field(default_factory=Solver)
     axes: dict[ir.Value, Axes | None] = field(default_factory=dict)
     integers: dict[ir.Value, np.ndarray] = field(default_factory=dict)
+    sequences: dict[ir.Value, list[Axes]] = field(default_factory=dict)
     marks: list[Mark] = field(default_factory=list)
     statements: list[Statement] = field(default_factory=list)
     sums: list[Summation] = field(default_factory=list)

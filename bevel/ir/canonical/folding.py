@@ -20,7 +20,8 @@ from bevel.ir.canonical.dead import subgraphs
 FOLDABLE: Final = frozenset(
     (
         *("Add", "Sub", "Mul", "Div", "Mod", "Neg", "Abs", "Min", "Max", "Floor", "Ceil", "Sqrt", "Reciprocal"),
-        *("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or", "Xor", "Not", "Where", "Cast"),
+        *("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or", "Xor", "Not", "Where"),
+        *("Cast", "CastLike"),
         *("Shape", "Size", "Range", "Identity", "Concat", "Split", "Slice", "Gather", "Squeeze", "Unsqueeze"),
         *("Reshape", "Flatten", "Expand", "Tile", "Transpose", "ReduceProd", "ReduceMax", "ReduceMin"),
     )
@@ -29,7 +30,8 @@ LARGEST: Final = 65_536
 """Elements; results above it stay computed."""
 
 EXACT_TYPES: Final = frozenset({ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL})
-NUMBER_TYPES: Final = EXACT_TYPES | {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16}
+# Half precision is missing: ONNX Runtime computes it in single, which rounds twice.
+NUMBER_TYPES: Final = EXACT_TYPES | {ir.DataType.FLOAT, ir.DataType.DOUBLE}
 
 # All that the reference implementation raises on inputs an operator does not accept.
 EVALUATION_ERRORS: Final = (
@@ -44,13 +46,19 @@ EVALUATION_ERRORS: Final = (
 )
 
 
-def fold_constants(model: ir.Model) -> None:
-    """Replace every node whose outputs are constant, by inference or by computing them, by initializers."""
-    fold_graph(model.graph, model.opset_imports.get("", 1), set())
+def fold_constants(model: ir.Model, derived: set[ir.Value]) -> bool:
+    """Replace every node whose outputs are constant, by inference or by computing them, by initializers.
+
+    These are added to `derived`: being computed, they are no weights, and more may be computed from them. Tells
+    whether there were any.
+    """
+    before = len(derived)
+    fold_graph(model.graph, model.opset_imports.get("", 1), derived)
+    return len(derived) > before
 
 
 def fold_graph(graph: ir.Graph, opset: int, derived: set[ir.Value]) -> None:
-    """Fold the nodes of one graph and of those inside it, in order; `derived` are the initializers computed here."""
+    """Fold the nodes of one graph and of those inside it, in order."""
     for node in graph:
         for subgraph in subgraphs(node):
             fold_graph(subgraph, opset, derived)
@@ -90,17 +98,35 @@ def computed(node: ir.Node, opset: int, derived: set[ir.Value]) -> list[ir.Tenso
     """Compute the outputs of a node whose inputs are all constant; None if it must stay."""
     if node.op_type not in FOLDABLE or not node.inputs or may_be_large(node):
         return None
-    if not all(value is None or is_shape_data(value, derived) for value in node.inputs):
+    if not all(value is None or is_shape_data(value, derived) for value in data_inputs(node)):
         return None
-    tensors = [known(value) for value in node.inputs]
-    arrays = [None if tensor is None else tensor.numpy() for tensor in tensors]
     try:
-        results = evaluate(node, opset, arrays)
+        results = evaluate(node, opset, [array_of(value) for value in node.inputs])
     except EVALUATION_ERRORS:
         return None
     if not all(result.size <= LARGEST for result in results):
         return None
     return as_tensors(node, results)
+
+
+def data_inputs(node: ir.Node) -> Sequence[ir.Value | None]:
+    """Give the inputs whose contents matter; of what CastLike imitates only the type does."""
+    if node.op_type == "CastLike" and len(node.inputs) == 2 and has_number_type(node.inputs[1]):
+        return node.inputs[:1]
+    return node.inputs
+
+
+def has_number_type(value: ir.Value | None) -> bool:
+    """Tell whether a value is known to be of a type computed here."""
+    return value is not None and value.dtype in NUMBER_TYPES
+
+
+def array_of(value: ir.Value | None) -> np.ndarray | None:
+    """Give the contents of a constant, or nothing of the right type."""
+    tensor = known(value)
+    if tensor is not None:
+        return tensor.numpy()
+    return None if value is None or value.dtype is None else np.empty(0, value.dtype.numpy())
 
 
 def may_be_large(node: ir.Node) -> bool:
@@ -127,14 +153,14 @@ def evaluate(node: ir.Node, opset: int, arrays: Sequence[np.ndarray | None]) -> 
     function = onnx.FunctionProto(name="fold", input=names, output=proto.output, node=[proto], opset_import=opsets)
     feed = {name: array for name, array in zip(proto.input, arrays, strict=True) if array is not None}
     with np.errstate(all="raise"):
-        return [np.asarray(result) for result in ReferenceEvaluator(function).run(None, feed)]
+        return [np.asarray(result) for result in ReferenceEvaluator(function).run(None, feed, {})]
 
 
 def as_tensors(node: ir.Node, results: Sequence[np.ndarray]) -> list[ir.TensorProtocol] | None:
     """Wrap results, unless their types are not those the model says."""
     tensors = [ir.tensor(result.copy()) for result in results]
     stated = [value.dtype for value in node.outputs]
-    if len(tensors) != len(stated):
+    if len(tensors) != len(stated) or any(tensor.dtype not in NUMBER_TYPES for tensor in tensors):
         return None
     if any(dtype not in (None, tensor.dtype) for dtype, tensor in zip(stated, tensors, strict=True)):
         return None

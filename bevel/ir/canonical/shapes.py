@@ -27,6 +27,9 @@ INFERENCE_ERRORS: Final = (
     RuntimeError,
 )
 
+MOST_ROUNDS: Final = 4
+"""Folding makes shapes known that make more foldable; after so many rounds what is left is left."""
+
 Hints = dict[ir.Value, ir.Shape]
 Dim = int | ir.SymbolicDim
 
@@ -34,11 +37,17 @@ Dim = int | ir.SymbolicDim
 def resolve_shapes(model: ir.Model) -> None:
     """Infer all shapes, fold what is constant, then take from the file's own declarations what is still missing."""
     hints = take_declared(model)
-    infer_shapes(model)
-    fold_constants(model)
+    derived: set[ir.Value] = set()
+    for _ in range(MOST_ROUNDS):
+        infer_shapes(model)
+        if not fold_constants(model, derived) or is_resolved(model):
+            break
     forget_contents(model)
-    for value, shape in hints.items():
-        value.shape = shape if value.shape is None else refined(value.shape, shape)
+    apply_hints(hints)
+    if hints and not is_resolved(model):
+        infer_shapes(model)
+        forget_contents(model)
+        apply_hints(hints)
 
 
 def infer_shapes(model: ir.Model) -> None:
@@ -68,6 +77,17 @@ def take_declared(model: ir.Model) -> Hints:
                 hints[value] = value.shape
                 value.shape = names_only(value.shape) if value.is_graph_output() else None
     return hints
+
+
+def is_resolved(model: ir.Model) -> bool:
+    """Tell whether every value that a node computes has a shape."""
+    return all(value.shape is not None for graph in model.graphs() for node in graph for value in node.outputs)
+
+
+def apply_hints(hints: Hints) -> None:
+    """Put declared shapes where inference found none, and declared sizes where it found less."""
+    for value, shape in hints.items():
+        value.shape = shape if value.shape is None else refined(value.shape, shape)
 
 
 def names_only(shape: ir.Shape) -> ir.Shape:
