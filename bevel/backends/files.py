@@ -13,10 +13,10 @@ from typing import BinaryIO, Final
 
 import onnx
 import onnx_ir as ir
-from onnx_shape_inference import SYM_DATA_KEY
 
 from bevel.backends.wire import Plan, plan_of, write_data, write_model
 from bevel.errors import UsageError
+from bevel.ir.canonical.shapes import forget_contents, forget_minted_names
 from bevel.ir.canonical.sharing import merge_shared
 from bevel.ir.mapped import HAD_EXTERNAL_DATA
 
@@ -56,9 +56,8 @@ def ready_to_save(model: ir.Model) -> ir.Model:
     """Copy the model (its tensors are shared) and undo in the copy what only passes need."""
     copy = model.clone()
     merge_shared(copy)
-    for graph in copy.graphs():
-        for value in (*graph.inputs, *graph.initializers.values(), *(out for node in graph for out in node.outputs)):
-            value.metadata_props.pop(SYM_DATA_KEY, None)
+    forget_contents(copy)
+    forget_minted_names(copy)
     needed = [onnx.helper.make_opsetid(domain, version) for domain, version in copy.opset_imports.items()]
     copy.ir_version = min(copy.ir_version, max(NEWEST_IR_VERSION, least_ir_version(needed)))
     return copy

@@ -5,6 +5,7 @@ where inference found less.
 """
 
 import logging
+import re
 from typing import Final
 
 import onnx_ir as ir
@@ -29,6 +30,9 @@ INFERENCE_ERRORS: Final = (
 
 MOST_ROUNDS: Final = 4
 """Folding makes shapes known that make more foldable; after so many rounds what is left is left."""
+
+MINTED: Final = re.compile(r"\b_d\d+\b")
+"""The names inference gives to sizes it does not know."""
 
 Hints = dict[ir.Value, ir.Shape]
 Dim = int | ir.SymbolicDim
@@ -114,8 +118,16 @@ def known_dim(inferred: Dim, declared: Dim) -> Dim:
 
 
 def is_anonymous(dim: ir.SymbolicDim) -> bool:
-    """Tell whether a size has no name but the one inference gave it, `_d` and a number."""
-    return dim.value is None or (dim.value.startswith("_d") and dim.value[2:].isdigit())
+    """Tell whether a size has no name but the one inference gave it."""
+    return dim.value is None or MINTED.fullmatch(dim.value) is not None
+
+
+def forget_minted_names(model: ir.Model) -> None:
+    """Make sizes unknown again that only inference has named, as they were in the file."""
+    for graph in model.graphs():
+        for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
+            if value.shape is not None and any(MINTED.search(str(dim)) for dim in value.shape):
+                value.shape = ir.Shape([None if MINTED.search(str(dim)) else dim for dim in value.shape])
 
 
 def forget_contents(model: ir.Model) -> None:
