@@ -26,7 +26,7 @@ def test_no_image_is_both_for_the_test_and_for_calibration():
 
 
 def test_the_demo_prints_accuracy_and_a_verdict_for_every_pipeline(capsys, monkeypatch):
-    monkeypatch.setattr(demo, "RUNS", 3)
+    monkeypatch.setattr(demo, "ROUNDS", 1)
     demo.main()
     lines = [line for line in capsys.readouterr().out.splitlines() if "%" in line]
     assert len(lines) == 1 + len(demo.PIPELINES)
