@@ -13,6 +13,7 @@ from onnx_shape_inference import SYM_DATA_KEY, OpUsageError, ShapeInferenceError
 
 from bevel.ir.canonical.control import doubtful_values
 from bevel.ir.canonical.folding import fold_constants
+from bevel.ir.canonical.sequences import open_sequences
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,8 @@ def resolve_shapes(model: ir.Model) -> None:
     derived: set[ir.Value] = set()
     for _ in range(MOST_ROUNDS):
         infer_shapes(model)
-        if not fold_constants(model, derived) or is_resolved(model):
+        changes = [fold_constants(model, derived), open_sequences(model)]
+        if not any(changes) or is_resolved(model):
             break
     forget_contents(model)
     apply_hints(hints)
