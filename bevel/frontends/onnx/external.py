@@ -22,11 +22,11 @@ def attach(model: ir.Model, where: str, path: Path | None) -> None:
             raise MissingData(
                 "cannot be found: the model was not given by its path", where=label, remedy="load it by its path"
             )
-        folder, file = locate(tensor, path, label)
+        file = locate(tensor, path, label)
         check_extent(tensor, file, label)
         if file not in opened:
             opened[file] = file.open("rb")
-        return MappedTensor(tensor, folder, opened[file])
+        return MappedTensor(tensor, str(path.parent), opened[file])
 
     replace_external(model, attached)
     if opened:
@@ -46,8 +46,8 @@ def replace_external(model: ir.Model, attached: Callable[[ir.ExternalTensor, str
                 node.attributes[name] = ir.AttrTensor(name, attached(attribute.value, node.name or node.op_type))
 
 
-def locate(tensor: ir.ExternalTensor, path: Path, where: str) -> tuple[str, Path]:
-    """Give the model's folder and the data file in it.
+def locate(tensor: ir.ExternalTensor, path: Path, where: str) -> Path:
+    """Give the data file in the model's folder.
 
     Links are followed, for the data as for the model itself: a download cache keeps both under other names, and the
     data must be in the folder where the model really is.
@@ -59,17 +59,16 @@ def locate(tensor: ir.ExternalTensor, path: Path, where: str) -> tuple[str, Path
             where=where,
             remedy="move the data beside the model and save the model with a relative location",
         )
-    for folder in (path.parent, path.resolve().parent):
-        file = folder / location
-        if file.is_file():
-            break
-    else:
+    folders = (path.parent, path.resolve().parent)
+    file = next((folder / location for folder in folders if (folder / location).is_file()), None)
+    if file is None:
         raise MissingData(f"{location!r} does not exist", where=where, remedy=f"put it into {path.parent}")
-    if folder.resolve() not in file.resolve().parents or file.stat().st_nlink > 1:
+    inside = any(folder.resolve() in file.resolve().parents for folder in folders)
+    if not inside or file.stat().st_nlink > 1:
         raise MissingData(
             f"{location!r} is a link to a file elsewhere", where=where, remedy="copy the data beside the model"
         )
-    return str(folder), file
+    return file
 
 
 def check_extent(tensor: ir.ExternalTensor, file: Path, where: str) -> None:

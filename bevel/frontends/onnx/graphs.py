@@ -9,7 +9,7 @@ import onnx
 from bevel.errors import InvalidModel, UnsupportedModel, nearest
 from bevel.frontends.onnx.tensors import AGAIN, check_tensor, check_type
 
-DEEPEST: Final = 32
+DEEPEST: Final = 16
 """Levels of graphs inside graphs; deeper nesting is not a network but an attack on the stack."""
 
 # Which field of an attribute holds its value, by the attribute's type.

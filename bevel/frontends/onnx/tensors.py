@@ -27,6 +27,7 @@ def check_tensor(tensor: onnx.TensorProto, where: str) -> None:
     if any(size < 0 for size in tensor.dims) or math.prod(tensor.dims) > LARGEST:
         raise InvalidModel(f"has the impossible shape {list(tensor.dims)}", where=where, remedy=AGAIN)
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        check_reference(tensor, where)
         return
     count = math.prod(tensor.dims)
     if dtype == ir.DataType.STRING:
@@ -35,6 +36,14 @@ def check_tensor(tensor: onnx.TensorProto, where: str) -> None:
         check_amount(len(tensor.raw_data), byte_count(count, dtype), "bytes", where)
     else:
         check_amount(typed_count(tensor), expected_typed_count(count, tensor.data_type, dtype), "numbers", where)
+
+
+def check_reference(tensor: onnx.TensorProto, where: str) -> None:
+    """Refuse a reference to external data that names no place, or an extent that is no number."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    extent = [entries.get(key, "0") for key in ("offset", "length")]
+    if not isinstance(entries.get("location"), str) or not all(text.isdecimal() for text in extent):
+        raise InvalidModel(f"is said to be outside, at {entries}", where=where, remedy=AGAIN)
 
 
 def check_amount(found: int, expected: int, unit: str, where: str) -> None:
