@@ -1,6 +1,7 @@
 """Run models in ONNX Runtime: to verify, to measure, to gather statistics."""
 
 import ctypes
+import io
 import os
 import re
 import tempfile
@@ -18,6 +19,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from bevel.backends.files import save, tensor_bytes
 from bevel.errors import BevelError, UnsupportedModel
 
 # Up to this many bytes of initializers, a model is handed over in memory (which holds it three times for a moment);
@@ -70,7 +72,7 @@ class Session:
         self.outputs = tuple(value.name or "" for value in model.graph.outputs)
         self._raw = any(value.dtype in RAW_TYPES for value in (*model.graph.inputs, *model.graph.outputs))
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        big = _weight_bytes(model) > IN_MEMORY_BYTES
+        big = tensor_bytes(model) > IN_MEMORY_BYTES
         options = _options(level, threads, mapped=big)
         try:
             with _translated("cannot be loaded"):
@@ -109,10 +111,12 @@ class Session:
 
     def _handed_over(self, model: ir.Model, big: bool) -> bytes | str:
         if not big:
-            return bytes(ir.to_proto(model).SerializeToString())
+            stream = io.BytesIO()
+            save(model, stream, external_data=False)
+            return stream.getvalue()
         self._folder = tempfile.TemporaryDirectory(prefix="bevel-")
         path = Path(self._folder.name) / "model.onnx"
-        ir.save(model.clone(), path, external_data="weights")
+        save(model, path, external_data=True)
         return str(path)
 
 
@@ -139,11 +143,6 @@ def _options(level: Level, threads: int, *, mapped: bool) -> Any:
     if mapped and level is Level.AS_WRITTEN:  # prepacking would copy every weight out of the map
         options.add_session_config_entry("session.disable_prepacking", "1")
     return options
-
-
-def _weight_bytes(model: ir.Model) -> int:
-    tensors = {id(value.const_value): value.const_value for value in model.graph.initializers.values()}
-    return sum(tensor.nbytes for tensor in tensors.values() if tensor is not None)
 
 
 def _to_ortvalue(array: Array) -> Any:

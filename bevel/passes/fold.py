@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bevel.ir.canonical.dead import remove_dead
-from bevel.ir.canonical.folding import fold_constants
+from bevel.ir.canonical.shapes import resolve_shapes
 from bevel.ir.canonical.sharing import free_names, value_names
 from bevel.passes.base import Context, Outcome, Pass, Preserving, Promise
 from bevel.passes.redundancy import bypass
@@ -16,6 +16,7 @@ from bevel.passes.redundancy import bypass
 Array = np.ndarray[Any, Any]
 
 NORMALIZATION: Final = "BatchNormalization"
+CAST, CAST_LIKE = "Cast", "CastLike"
 # BatchNormalization's own defaults and its parameters after the data: scale, shift, mean, variance.
 EPSILON: Final = 1e-5
 PARAMETERS: Final = slice(1, 5)
@@ -40,7 +41,7 @@ class Fold(Pass):
     What it does: where a normalization in inference mode is the only reader of a Conv, ConvTranspose or Gemm, scales
     that layer's weights and shifts its bias, and takes the normalization out. The arithmetic is done in float64 and
     rounded once. Weights are computed when the model is saved or run. A weight with another use is left alone. Constant
-    shape arithmetic is folded too, never weights, so the file does not grow.
+    shape arithmetic is folded too (a CastLike becomes a Cast), never weights, so the file does not grow.
 
     Promise: Preserving.
 
@@ -54,7 +55,8 @@ class Fold(Pass):
 
     def run(self, model: ir.Model, context: Context) -> Outcome:
         """Fold constants, then every normalization that can be."""
-        fold_constants(model)
+        _settle_types(model)
+        resolve_shapes(model)
         sites = [] if model.opset_imports.get("", 0) < FIRST_OPSET else list(_sites(model))
         taken = value_names(model)
         for site in sites:
@@ -84,6 +86,19 @@ LAYERS: Final[dict[str, Callable[[ir.Node], tuple[int, int]]]] = {
 }
 
 
+def _settle_types(model: ir.Model) -> None:
+    """Turn a cast to another value's type into a cast to that type, so that casts of constants can be folded."""
+    for graph in model.graphs():
+        for node in graph:
+            like = node.inputs[1] if node.op_type == CAST_LIKE and not node.domain else None
+            if like is None or like.dtype is None:
+                continue
+            attributes = [attribute for attribute in node.attributes.values() if attribute.name != "to"]
+            cast = ir.Node("", CAST, [node.inputs[0]], [*attributes, ir.AttrInt64("to", like.dtype)], name=node.name)
+            cast.metadata_props.update(node.metadata_props)
+            ir.convenience.replace_nodes_and_values(graph, node, [node], [cast], node.outputs, cast.outputs)
+
+
 def _sites(model: ir.Model) -> Iterator[Site]:
     for graph in model.graphs():
         for node in graph:
@@ -94,7 +109,7 @@ def _sites(model: ir.Model) -> Iterator[Site]:
 
 def _site(norm: ir.Node) -> Site | None:
     """Return the fold that `norm` allows, None if it has to stay."""
-    if norm.op_type != NORMALIZATION or norm.domain or norm.attributes.get_int("training_mode", 0):
+    if norm.op_type != NORMALIZATION or norm.domain or norm.attributes.get_int("training_mode", 0) != 0:
         return None
     if len([value for value in norm.outputs if value.name]) != 1 or norm.attributes.get_int("spatial", 1) != 1:
         return None

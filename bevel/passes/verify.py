@@ -186,7 +186,7 @@ def _clash(expected: Any, got: Any) -> str | None:
         return "absent on one side"
     left, right = list(_arrays(expected)), list(_arrays(got))
     if len(left) != len(right):
-        return f"{len(left)} items against {len(right)}"
+        return f"{len(right)} items against {len(left)}"
     for a, b in zip(left, right, strict=True):
         if a.shape != b.shape:
             return f"shape {list(b.shape)}, not {list(a.shape)}"

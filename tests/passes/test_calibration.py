@@ -1,0 +1,191 @@
+import numpy as np
+import onnx
+import pytest
+
+from bevel.backends.onnxruntime import Session
+from bevel.errors import CalibrationError, UsageError
+from bevel.ir.signature import index_bound, signature
+from bevel.passes.calibration import Calibration
+from bevel.passes.synthesis import synthesize
+from tests.graphs import graph, mlp
+
+TWO_INPUTS = (
+    "two (float[n, 4] a, int64[n] b) => (float[n, 4] y) { c = Cast <to=1> (b)  d = Unsqueeze (c, one)  y = Add (a, d) }"
+)
+
+
+def two_inputs():
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]> {TWO_INPUTS}')
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "one"))
+    import bevel
+
+    return bevel.load(model)
+
+
+def good():
+    return {"a": np.zeros((3, 4), np.float32), "b": np.zeros(3, np.int64)}
+
+
+@pytest.mark.parametrize(
+    ("feed", "message"),
+    [
+        ({**good(), "c": np.zeros(1)}, "the model has no input 'c'"),
+        ({"a": good()["a"]}, "input missing: b: INT64[n]"),
+        ({**good(), "b": np.zeros(3, np.int32)}, "wants b: INT64[n], not int32"),
+        ({**good(), "b": np.zeros((3, 1), np.int64)}, "not the shape [3, 1]"),
+        ({**good(), "a": np.zeros((3, 5), np.float32)}, "wants a: FLOAT[n, 4], not the shape [3, 5]"),
+        ({**good(), "b": np.zeros(2, np.int64)}, "n is 3 in another axis, not the shape [2]"),
+    ],
+)
+def test_feeds_that_do_not_fit_are_errors(feed, message):
+    with pytest.raises(CalibrationError) as error:
+        list(Calibration.of([feed], two_inputs()))
+    assert message in str(error.value)
+    assert len(list(Calibration.of([good()], two_inputs()))) == 1
+
+
+def test_files_and_folders(tmp_path):
+    model = two_inputs()
+    np.savez(tmp_path / "b.npz", **{**good(), "b": np.full(3, 2)})
+    np.savez(tmp_path / "a.npz", **good())
+    assert [int(feed["b"][0]) for feed in Calibration.of(tmp_path, model)] == [0, 2]
+    assert len(list(Calibration.of(str(tmp_path / "a.npz"), model))) == 1
+
+
+def test_a_single_array_is_enough_for_a_single_input(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((2, 6), np.float32))
+    assert len(list(Calibration.of(tmp_path / "x.npy", mlp()))) == 1
+    with pytest.raises(CalibrationError, match="the model has 2 inputs"):
+        list(Calibration.of(tmp_path / "x.npy", two_inputs()))
+
+
+def test_onnx_test_data(tmp_path):
+    for number in range(2):
+        folder = tmp_path / f"test_data_set_{number}"
+        folder.mkdir()
+        for place, array in enumerate(good().values()):
+            (folder / f"input_{place}.pb").write_bytes(onnx.numpy_helper.from_array(array).SerializeToString())
+    assert len(list(Calibration.of(tmp_path, two_inputs()))) == 2
+    assert len(list(Calibration.of(tmp_path / "test_data_set_0", two_inputs()))) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"not an archive"])
+def test_unreadable_files_are_errors(tmp_path, content):
+    (tmp_path / "x.npz").write_bytes(content)
+    with pytest.raises(CalibrationError, match="cannot be read"):
+        list(Calibration.of(tmp_path / "x.npz", mlp()))
+
+
+def test_pickles_are_not_opened(tmp_path):
+    np.save(tmp_path / "x.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(CalibrationError, match="cannot be read"):
+        list(Calibration.of(tmp_path / "x.npy", mlp()))
+
+
+def test_absent_and_empty_sources_are_errors(tmp_path):
+    with pytest.raises(CalibrationError, match="no such file"):
+        Calibration.of(tmp_path / "absent", mlp())
+    with pytest.raises(CalibrationError, match="no calibration data"):
+        Calibration.of(tmp_path, mlp())
+
+
+def test_streams_can_be_read_again():
+    feeds = [{"x": np.zeros((1, 6), np.float32)}] * 2
+    for source in (iter(feeds), feeds, lambda: iter(feeds)):
+        calibration = Calibration.of(source, mlp())
+        assert len(list(calibration)) == len(list(calibration)) == 2
+
+
+def made_up(model, seed=0, count=3):
+    with Session(model) as session:
+        return list(synthesize(model, seed, count, session.run))
+
+
+def test_a_symbol_has_one_size_and_two_symbols_have_two():
+    model = graph(
+        "m (float[n, k] a, float[k, m] b, float[n, m] c) => (float[n, m] y) { d = MatMul (a, b)  y = Add (d, c) }"
+    )
+    for feed in made_up(model):
+        (n, k), (_, m) = feed["a"].shape, feed["b"].shape
+        assert feed["b"].shape[0] == k
+        assert feed["c"].shape == (n, m)
+        assert len({n, k, m}) == 3
+
+
+def test_the_same_seed_gives_the_same_inputs_and_another_seed_others():
+    first, again, other = made_up(mlp()), made_up(mlp()), made_up(mlp(), seed=1)
+    assert all(np.array_equal(a["x"], b["x"]) for a, b in zip(first, again, strict=True))
+    assert not np.array_equal(first[0]["x"], other[0]["x"])
+    assert len({feed["x"].shape for feed in first}) == 2
+
+
+EMBEDDING = """embedding (int64[b, s] ids, int64[b, s] attention_mask) => (float[b, s, 4] y) {
+  i = Cast <to=6> (ids)
+  e = Gather (table, i)
+  m = Cast <to=1> (attention_mask)
+  u = Unsqueeze (m, last)
+  y = Mul (e, u)
+}"""
+
+
+def embedding(rows):
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]> {EMBEDDING}')
+    table = np.random.default_rng(0).standard_normal((rows, 4)).astype(np.float32)
+    model.graph.initializer.extend(
+        [onnx.numpy_helper.from_array(table, "table"), onnx.numpy_helper.from_array(np.array([2]), "last")]
+    )
+    import bevel
+
+    return bevel.load(model)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 50])
+def test_indices_stay_within_the_table(rows):
+    model = embedding(rows)
+    assert index_bound(model.graph.inputs[0]) == rows
+    ids = np.concatenate([feed["ids"].ravel() for feed in made_up(model)])
+    assert 0 <= ids.min() <= ids.max() < rows
+    assert rows < 50 or len(set(ids.tolist())) > 5
+
+
+def test_masks_are_mostly_on():
+    masks = [feed["attention_mask"] for feed in made_up(embedding(9))]
+    assert all(set(np.unique(mask)) <= {0, 1} for mask in masks)
+    assert np.mean([mask.mean() for mask in masks]) > 0.5
+
+
+def test_sums_of_symbols_are_computed():
+    model = graph('m (float["past + 1", 2] a, float[past, 2] b) => (float[all, 2] y) { y = Concat <axis=0> (a, b) }')
+    for feed in made_up(model):
+        assert feed["a"].shape[0] == feed["b"].shape[0] + 1
+
+
+def test_sizes_that_the_model_refuses_are_replaced():
+    # 5 x 5 kernels without padding twice: needs at least 9 rows
+    model = graph(
+        "m (float[n, 1, h, w] x) => (float[n, 1, p, q] y) { a = Conv (x, k)  y = Conv (a, k) }", {"k": (1, 1, 5, 5)}
+    )
+    assert made_up(model)[0]["x"].shape[2] >= 9
+
+
+def test_strings_bools_and_scalars_are_made_up():
+    text = "m (string[n] s, bool[n] b, float f) => (string[n] t, bool[n] c, float g) "
+    model = graph(text + "{ t = Identity (s)  c = Not (b)  g = Relu (f) }")
+    feed = made_up(model)[0]
+    assert all(isinstance(word, str) for word in feed["s"])
+    assert feed["b"].dtype == bool
+    assert feed["f"].shape == ()
+
+
+def test_a_model_that_nothing_satisfies_is_an_error_with_the_remedy():
+    model = graph("m (float[2, 3] x) => (float[2, 3] y) { y = com.nobody.Foo (x) }")
+
+    def runs(feed):
+        raise UsageError("never")
+
+    with pytest.raises(CalibrationError, match="--calibration"):
+        synthesize(model, 0, 2, runs)
+
+
+def test_the_signature_leaves_initializers_out():
+    assert [str(wanted) for wanted in signature(mlp())] == ["x: FLOAT[n, 6]"]
