@@ -24,6 +24,9 @@ def resize(site: Site) -> None:
     if site.text("coordinate_transformation_mode") in _MOVES_ALWAYS:
         whole = whole - set(places)
     site.fix([axis for place, axis in enumerate(axes) if place not in whole], POSITIONS)
+    for index in range(1, site.inputs):
+        if site.has(index):
+            site.fix(site.axes(index), "it lists one number for each axis")
     site.set(0, [axis if place in whole else positions(site, place) for place, axis in enumerate(axes)])
     if site.has(3):
         sizes = site.required_integers(3)
@@ -97,7 +100,7 @@ def max_roi_pool(site: Site) -> Coupling:
 @rule("MaxUnpool")
 def max_unpool(site: Site) -> Coupling:
     """Put entries back to places that count across samples and channels."""
-    return Coupling("?, ?, . -> ?")
+    return Coupling("?, ?, ? -> ?")
 
 
 @rule("Col2Im")
@@ -105,7 +108,7 @@ def columns_to_image(site: Site) -> Coupling:
     """Add up overlapping blocks; each channel has its own."""
     image = site.required_integers(1)
     taps = prod(site.required_integers(2))
-    return Coupling(f"n (c k) _, ., . -> n c{' _' * len(image)}", sizes={"k": taps}, fixed="k")
+    return Coupling(f"n (c k) _, ?, ? -> n c{' _' * len(image)}", sizes={"k": taps}, fixed="k")
 
 
 @rule("CenterCropPad")
