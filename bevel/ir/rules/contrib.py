@@ -80,7 +80,7 @@ def conv_transpose_with_pads(site: Site) -> Coupling:
     assert plain is not None
     operands, result = plain.equation.split("->")
     x, weight, bias = operands.split(",")
-    return Coupling(f"{x}, {weight}, ., {bias} -> {result}", plain.sizes, plain.sums, states=plain.states)
+    return Coupling(f"{x}, {weight}, ?, {bias} -> {result}", plain.sizes, plain.sums, states=plain.states)
 
 
 @rule("BiasSplitGelu", domain=MICROSOFT)
@@ -200,7 +200,7 @@ def quantized_embed_layer_normalization(site: Site) -> None:
 @rule("CropAndResize", domain=MICROSOFT)
 def crop_and_resize(site: Site) -> Coupling:
     """Sample crops, each of one image that is addressed by value."""
-    return Coupling("_ c _ _, m _, m, . -> m c _ _")
+    return Coupling("_ c _ _, m _, m, ? -> m c _ _")
 
 
 @rule("Inverse", domain=MICROSOFT)

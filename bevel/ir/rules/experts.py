@@ -61,7 +61,9 @@ def _rows(site: Site, hidden: Axis, gate: Axis) -> Axis:
 @rule("QMoE", domain=MICROSOFT)
 def quantized_mixture(site: Site) -> None:
     """State the same with integer weights: channels are packed into bytes, hidden entries move in whole blocks."""
-    if site.text("quant_type", "int") != "int" or site.has(11) or site.has(12) or site.has(13):
+    if site.text("quant_type", "int") != "int" or any(
+        site.has(index) for index in (11, 12, 13, *range(15, site.inputs))
+    ):
         raise Opaque("its weights have zero points or number formats that are packed in their own ways")
     inputs, first, second = site.axes(0), site.axes(2), site.axes(5)
     experts = _route(site)

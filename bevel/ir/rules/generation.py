@@ -62,6 +62,7 @@ def constant_of_shape(site: Site) -> None:
 def one_hot(site: Site) -> None:
     """Give each index an axis of classes, which are addressed by value."""
     axes = list(site.axes(0))
+    site.fix((*site.axes(1), *site.axes(2)), "it tells how many classes there are, or what on and off are")
     place = site.position(site.integer("axis", -1), len(axes) + 1)
     axes.insert(place, positions(site, place, "its classes are addressed by value"))
     site.set(0, axes)

@@ -72,7 +72,7 @@ def _is_packed(site: Site, index: int) -> bool:
 @rule("MatMulBnb4", domain=MICROSOFT)
 def matmul_bnb4(site: Site) -> Coupling:
     """Multiply with a weight packed across rows: only the samples are free."""
-    return Coupling("... _, ., . -> ... n", sizes={"n": site.integer("N")}, fixed="n")
+    return Coupling("... _, ?, ? -> ... n", sizes={"n": site.integer("N")}, fixed="n")
 
 
 @rule("GatherBlockQuantized", domain=MICROSOFT)

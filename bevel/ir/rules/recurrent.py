@@ -22,7 +22,7 @@ def recurrent(site: Site) -> None:
 def dynamic_quantize_lstm(site: Site) -> None:
     """State an LSTM with integer weights, transposed; inputs and states are quantized by their extremes."""
     stacked = f"({_times(_gates(site), 'h')})"
-    per_column = [f"d {stacked}" if len(site.axes(index)) > 1 else "." for index in range(8, 12)]
+    per_column = [f"d {stacked}" if len(site.axes(index)) > 1 else "d" for index in range(8, 12)]
     coupling = _recurrence(site, f"d i {stacked}, d h {stacked}", f", {', '.join(per_column)}", sums="")
     site.couple(coupling)
     site.keep((*site.axes(0), site.axes(2)[1]), Freedom.PERMUTE, STATISTICS)
