@@ -1,0 +1,1 @@
+"""A plugin for Bevel: one pass and one operator rule."""
