@@ -236,7 +236,12 @@ def _collect(analysis: Analysis) -> Iterator[Group]:
     for atom, found in members.items():
         marks = (*analysis.marks.get(atom, ()), *_told_apart(found, atom))
         if atom.size > 1 and STRUCTURAL.isdisjoint(mark.why for mark in marks):
-            yield Group(str(found[0]), atom.size, atom, tuple(found), marks)
+            yield Group(str(_namesake(found)), atom.size, atom, tuple(found), marks)
+
+
+def _namesake(members: Sequence[Member]) -> Member:
+    """Choose what a group is called after: the first matrix or kernel, for want of one the first vector."""
+    return next((member for member in members if member.value.shape and len(member.value.shape) > 1), members[0])
 
 
 def _told_apart(members: Sequence[Member], atom: Dim) -> Iterator[Mark]:
