@@ -33,7 +33,7 @@ PIPELINES = (
 COLUMNS = ("passes", "parameters", "file", "MACs an image", "latency", "accuracy", "verified to")
 BATCH = 64  # images a run, for latency and for verification
 ROUNDS, RUNS = 20, 10  # of latency: the models take turns, and the best round counts
-WIDTH = 126
+WIDTH = 130
 
 Array = np.ndarray[Any, Any]
 
