@@ -81,13 +81,23 @@ def fresh(size: int) -> Axis:
 def resolve(axis: Axis) -> Axis:
     """Replace refined dimensions by what they were refined to, in normal form."""
     if isinstance(axis, Dim):
-        if axis.bound is None:
-            return axis
-        axis.bound = resolve(axis.bound)
-        return axis.bound
+        return axis if axis.bound is None else _follow(axis)
     if isinstance(axis, Product):
         return axis if _settled(axis.factors) else product(*axis.factors)
     return axis if _settled(axis.terms) else total(*axis.terms)
+
+
+def _follow(dim: Dim) -> Axis:
+    """Return what a refined dimension stands for; the whole chain that leads there is shortened, without recursion."""
+    chain: list[Dim] = []
+    axis: Axis = dim
+    while isinstance(axis, Dim) and axis.bound is not None:
+        chain.append(axis)
+        axis = axis.bound
+    axis = resolve(axis)
+    for link in chain:
+        link.bound = axis
+    return axis
 
 
 def _settled(parts: tuple[Axis, ...]) -> bool:

@@ -110,7 +110,8 @@ Term: TypeAlias = Word | Compound
 Whole: TypeAlias = Literal["?", "."]
 TensorPattern: TypeAlias = Whole | tuple[Term, ...]
 
-ELLIPSIS, STAR, OWN, UNIT = Word("..."), Word("*"), Word("_"), Word("1")
+ELLIPSIS, STAR, OWN, UNIT = Word("..."), Word("*"), Word("_"), Word("1")  # compared by identity
+_SYMBOLS = {word.name: word for word in (ELLIPSIS, STAR, OWN, UNIT)}
 _TOKEN = re.compile(r"\s*(\.\.\.|[A-Za-z][A-Za-z0-9]*|[()+*_1?.])")
 
 
@@ -169,7 +170,7 @@ def _parse_tensor(text: str) -> TensorPattern:
 def _parse_factor(tokens: list[str]) -> Term:
     token = tokens.pop(0)
     if token != "(":
-        return Word(token)
+        return _SYMBOLS.get(token) or Word(token)
     term = _parse_terms(tokens)
     if not tokens or tokens.pop(0) != ")":
         raise RuleError("a '(' is never closed in the equation")

@@ -276,9 +276,9 @@ class _Application:
             return
         assert not isinstance(pattern, str)
         for position, term, axis in self._match(pattern, axes, index):
-            if term in (STAR, OWN):
+            if term is STAR or term is OWN:
                 self.site.fix(axis, POSITIONS)
-            elif term == UNIT:
+            elif term is UNIT:
                 self._expect_unit(axis, index)
             elif isinstance(term, Word):
                 self._bind(term.name, axis)
@@ -291,19 +291,19 @@ class _Application:
     def _match(self, pattern: tuple[Term, ...], axes: Axes, index: int) -> list[tuple[int, Term, Axis]]:
         """Pair terms with axes, spreading `...` and `*`."""
         spread = len(axes) - len(pattern) + 1
-        many = next((place for place, term in enumerate(pattern) if term in (ELLIPSIS, STAR)), None)
+        many = next((place for place, term in enumerate(pattern) if term is ELLIPSIS or term is STAR), None)
         if (many is None and spread != 1) or spread < 0:
             raise Opaque(f"its input {index} has rank {len(axes)}, which does not fit {self.coupling.equation!r}")
         terms = list(pattern)
         if many is not None:
-            if pattern[many] == ELLIPSIS:
+            if pattern[many] is ELLIPSIS:
                 self.leading.append(axes[many : many + spread])
                 terms[many : many + 1] = [ELLIPSIS] * spread
             else:
                 self.stars = max(self.stars, spread)
                 terms[many : many + 1] = [STAR] * spread
         pairs = zip(range(len(axes)), terms, axes, strict=True)
-        return [(place, term, axis) for place, term, axis in pairs if term != ELLIPSIS]
+        return [(place, term, axis) for place, term, axis in pairs if term is not ELLIPSIS]
 
     def _expect_unit(self, axis: Axis, index: int) -> None:
         if axis.size != 1:
@@ -361,14 +361,14 @@ class _Application:
         sizes = site.output_sizes(index)
         result: list[Axis] = []
         for term in pattern:
-            if term == ELLIPSIS:
+            if term is ELLIPSIS:
                 result.extend(leading)
-            elif term == STAR:
+            elif term is STAR:
                 count = self.stars if sizes is None else len(sizes) - len(pattern) + 1
                 result.extend(self._positions(index, sizes, len(result), count))
-            elif term == OWN:
+            elif term is OWN:
                 result.extend(self._positions(index, sizes, len(result), 1))
-            elif term == UNIT:
+            elif term is UNIT:
                 result.append(ONE)
             else:
                 written.update(_words(term))

@@ -4,7 +4,8 @@ After `canonicalize`:
 
 * every constant is an initializer of the graph that uses it, with `const_value` set, unless it is a graph's output;
 * no initializer of the main graph is listed as an input only because an old file format asked for it;
-* a vector or scalar initializer has one use: nothing is tied by an exporter's habit. Matrices and larger stay tied;
+* a vector or scalar initializer has one use, and so has shape arithmetic with constants in it: nothing is tied by an
+  exporter's habit. Matrices and larger stay tied;
 * shapes are as far inferred as possible, symbolically, and shape arithmetic that is constant is folded;
 * no dead node is left of what was folded;
 * names, doc strings, metadata, opset imports, graph inputs and outputs are what they were.
@@ -17,11 +18,12 @@ from typing import Final, Literal
 
 import onnx_ir as ir
 
+from bevel.ir.canonical.arithmetic import separate_arithmetic
 from bevel.ir.canonical.constants import drop_listed_initializers, lift_constants
 from bevel.ir.canonical.dead import remove_dead
 from bevel.ir.canonical.functions import inline_functions
 from bevel.ir.canonical.shapes import resolve_shapes
-from bevel.ir.canonical.sharing import separate_shared
+from bevel.ir.canonical.sharing import lift_identities, separate_shared
 
 __all__ = ["Functions", "canonicalize"]
 
@@ -30,8 +32,10 @@ Functions = Literal["inline", "keep"]
 STEPS: Final[tuple[Callable[[ir.Model], None], ...]] = (
     drop_listed_initializers,
     lift_constants,
+    lift_identities,
     resolve_shapes,
     remove_dead,
+    separate_arithmetic,
     separate_shared,
 )
 

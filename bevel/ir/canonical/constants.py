@@ -105,7 +105,7 @@ def known(value: ir.Value | None) -> ir.TensorProtocol | None:
     return value.const_value
 
 
-def replace_by_initializer(value: ir.Value, tensor: ir.TensorProtocol) -> None:
+def replace_by_initializer(value: ir.Value, tensor: ir.TensorProtocol) -> ir.Value:
     """Put an initializer of the same name, in the same graph, where a node's output was used."""
     graph = value.graph
     assert graph is not None and value.name
@@ -120,3 +120,4 @@ def replace_by_initializer(value: ir.Value, tensor: ir.TensorProtocol) -> None:
     )
     value.replace_all_uses_with(constant)
     graph.initializers.add(constant)
+    return constant

@@ -11,6 +11,8 @@ from typing import Final
 
 import onnx_ir as ir
 
+from bevel.ir.canonical.constants import known, replace_by_initializer
+
 ORIGIN: Final = "bevel.shared"
 """Key in `value.meta`: the name of the initializer that this one was copied from."""
 
@@ -24,12 +26,41 @@ def separate_shared(model: ir.Model) -> None:
                 separate(graph, value, names)
 
 
+def lift_identities(model: ir.Model) -> None:
+    """Resolve Identity nodes over initializers, by which an exporter wrote that two parameters are equal.
+
+    A vector becomes an initializer of its own again, under its own name; a matrix stays tied.
+    """
+    for graph in list(model.graphs()):
+        for node in graph:
+            tensor = known(node.inputs[0]) if node.domain == "" and node.op_type == "Identity" else None
+            if tensor is not None and not node.outputs[0].is_graph_output():
+                lift_identity(graph, node, tensor)
+
+
+def lift_identity(graph: ir.Graph, node: ir.Node, tensor: ir.TensorProtocol) -> None:
+    """Replace an Identity over an initializer by another one, or by that one."""
+    (source,), output = node.inputs, node.outputs[0]
+    assert source is not None and source.name
+    if is_small(tensor):
+        constant = replace_by_initializer(output, tensor)
+        constant.meta[ORIGIN] = source.meta.setdefault(ORIGIN, source.name)
+    else:
+        output.replace_all_uses_with(source)
+    graph.remove(node, safe=True)
+
+
+def is_small(tensor: ir.TensorProtocol) -> bool:
+    """Tell whether a tensor is a vector, a scalar or a single number: too small to be tied on purpose."""
+    return len(tensor.shape) <= 1 or tensor.size == 1
+
+
 def is_separable(value: ir.Value) -> bool:
     """Tell whether the initializer has more than one use and is too small to be tied on purpose."""
     tensor = value.const_value
     if tensor is None or value.is_graph_input() or len(value.uses()) + value.is_graph_output() < 2:
         return False
-    return len(tensor.shape) <= 1 or tensor.size == 1
+    return is_small(tensor)
 
 
 def separate(graph: ir.Graph, value: ir.Value, names: set[str]) -> None:

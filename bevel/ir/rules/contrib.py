@@ -205,8 +205,8 @@ def crop_and_resize(site: Site) -> Coupling:
 
 @rule("Inverse", domain=MICROSOFT)
 def inverse(site: Site) -> Coupling:
-    """Invert matrices: the inverse has their axes swapped."""
-    return Coupling("... i j -> ... j i", statistics=("i", "j"))
+    """Invert matrices, whose rows are pivoted in the order in which they come."""
+    return Coupling("... _ _ -> ... _ _")
 
 
 @rule("NGramRepeatBlock", domain=MICROSOFT)

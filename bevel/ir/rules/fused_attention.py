@@ -24,7 +24,7 @@ from bevel.ir.rules.normalization import STATISTICS
 from bevel.ir.rules.rotary import head_axis, rotated
 from bevel.ir.site import Opaque, Site
 
-_HEAD_MULTIPLE = 8  # GroupQueryAttention refuses other widths of a head
+_HEAD_MULTIPLE = 8  # GroupQueryAttention refuses other widths of a head, and twice as much where pairs turn
 _THREE = 3  # query, key and value side by side in a packed operand
 
 rule("LinearAttention", domain=MICROSOFT)(linear_attention)
@@ -75,8 +75,7 @@ def _projected_heads(site: Site, *, tied: bool) -> Heads:
     if len(inputs) != 3 or len(weights) != 2:
         raise Opaque("its input or weight has an unexpected rank")
     count = site.integer("num_heads")
-    each = quotient(weights[1], _THREE)
-    sizes = site.integer_list("qkv_hidden_sizes") or [each] * _THREE
+    sizes = site.integer_list("qkv_hidden_sizes") or [quotient(weights[1], _THREE)] * _THREE
     if sum(sizes) != weights[1].size or sizes[0] != sizes[1] or any(size % count for size in sizes):
         raise Opaque(f"its hidden sizes {sizes} do not fit {count} heads")
     width = fresh(sizes[0] // count)
@@ -158,7 +157,8 @@ def _operands(site: Site) -> Heads:
         match(site, 1, (batch, key[1], groups, _apart(site, 2), width))
     else:
         value = site.axes(2)
-        value_width = fresh(value[3].size if len(value) == 4 else quotient(value[2], count))
+        tied = len(key) == 4 or site.has(6)  # keys and values of one cache have the same width
+        value_width = width if tied else fresh(quotient(value[2], count))
         heads = Heads(batch, queries, key[-2], groups, ONE, width, value_width)
         match(site, 1, heads.key(len(key)))
         match(site, 2, heads.value(len(value)))
@@ -235,13 +235,14 @@ def _match_norms(site: Site, width: Axis) -> None:
 def _width_refused(site: Site, width: Axis) -> Statement:
     """State that heads have a width that the operator takes."""
     node = site.node
+    multiple = 2 * _HEAD_MULTIPLE if site.integer("do_rotary") else _HEAD_MULTIPLE
 
     def follow(resize: Resize) -> Sequence[Write]:
-        if resize.touches(width) and resize.of(width) % _HEAD_MULTIPLE:
+        if resize.touches(width) and resize.of(width) % multiple:
             raise EditRefused(
-                f"heads of {resize.of(width)} entries are no multiple of {_HEAD_MULTIPLE}",
+                f"heads of {resize.of(width)} entries are no multiple of {multiple}",
                 where=f"node {node.name!r} ({node.op_type})",
-                remedy=f"keep a multiple of {_HEAD_MULTIPLE} entries",
+                remedy=f"keep a multiple of {multiple} entries in each head",
             )
         return ()
 
