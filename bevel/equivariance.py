@@ -8,7 +8,7 @@ consumers of the dropped entries are zeroed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -20,10 +20,11 @@ from bevel.backends.onnxruntime import Level, Session
 from bevel.errors import EditRefused, UnsupportedModel
 from bevel.ir.axes import Dim, atoms
 from bevel.ir.canonical import canonicalize
-from bevel.ir.coupling import FREE, Freedom
+from bevel.ir.coupling import FIXED, FREE, Freedom
 from bevel.ir.edit import apply, entries, zero_dropped
 from bevel.ir.groups import Analysis, analyse
 from bevel.ir.site import Axes
+from bevel.ir.sizes import is_symbolic
 
 ULPS: Final = 64
 """Units in the last place of an output's largest magnitude by which a reordered sum may differ.
@@ -46,20 +47,21 @@ class Disagreement:
     what: str
 
     def __str__(self) -> str:
-        return f"{self.kind.name or self.kind} {' '.join(self.places)}: {self.what}"
+        return f"{self.kind.name or 'sizes'} {' '.join(self.places)}: {self.what}"
 
 
 @dataclass(frozen=True)
 class Checked:
     """What was tried on a model: how many dimensions by freedom, on which operators, and what failed.
 
-    `fixed` gives, for a model without any free dimension, the reasons; `skipped` says why a model, or a dimension of
-    it, could not be tried.
+    Dimensions do not count where the model's outputs are constant: nothing would show. `fixed` gives, for a model
+    without any free dimension, the reasons; `skipped` says why a model, or a dimension of it, could not be tried.
     """
 
     permuted: int = 0
     selected: int = 0
-    operators: frozenset[tuple[str, str]] = frozenset()
+    permuted_operators: frozenset[tuple[str, str]] = frozenset()
+    selected_operators: frozenset[tuple[str, str]] = frozenset()
     disagreements: tuple[Disagreement, ...] = ()
     skipped: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
@@ -73,6 +75,11 @@ class _Subject:
     feeds: tuple[Feed, ...]
     results: tuple[Feed, ...]
 
+    @property
+    def shows(self) -> bool:
+        """Say whether some output is not constant, so that a wrong index can be seen."""
+        return any(_varies(value) for result in self.results for value in result.values())
+
 
 def check_rule(model: ir.Model, feed: Feed, *, seed: int = 0) -> Checked:
     """Try every dimension that the rules leave free in a model: one at a time, then all of them at once.
@@ -84,6 +91,8 @@ def check_rule(model: ir.Model, feed: Feed, *, seed: int = 0) -> Checked:
     if subject is None:
         return Checked(skipped=("its outputs differ from run to run",))
     analysis = analyse(subject.model, interface=False)
+    if wrong := tuple(_wrong_sizes(analysis, subject.results[0])):
+        return Checked(disagreements=wrong)
     dims = open_dims(analysis)
     trials = [
         (kind, taken)
@@ -92,26 +101,39 @@ def check_rule(model: ir.Model, feed: Feed, *, seed: int = 0) -> Checked:
     ]
     found: list[Disagreement] = []
     skipped: list[str] = []
-    tried: dict[Freedom, set[int]] = {Freedom.PERMUTE: set(), FREE: set()}
+    tried: dict[Freedom, set[Dim]] = {Freedom.PERMUTE: set(), FREE: set()}
     for kind, taken in trials:
         places = tuple(place for number in taken for place in _places(analysis, dims[number]))
         try:
-            problem = _disagreement(subject, kind, taken)
-        except EditRefused as error:
+            expected = subject.results if kind is Freedom.PERMUTE else _masked(subject, taken)
+            problem = _disagreement(subject, expected, taken)
+        except (EditRefused, UnsupportedModel) as error:
             skipped.append(f"{' '.join(places)}: {error.what}")
             continue
-        tried[kind].update(taken)
+        if subject.shows:
+            tried[kind].update(dims[number] for number in taken)
         if problem:
             found.append(Disagreement(kind, places, problem))
-    touched = [dims[number] for number in tried[Freedom.PERMUTE] | tried[FREE]]
     return Checked(
         permuted=len(tried[Freedom.PERMUTE]),
         selected=len(tried[FREE]),
-        operators=frozenset(_operators(analysis, touched)),
+        permuted_operators=frozenset(_operators(analysis, tried[Freedom.PERMUTE])),
+        selected_operators=frozenset(_operators(analysis, tried[FREE])),
         disagreements=tuple(found),
         skipped=tuple(skipped),
         fixed=() if trials else tuple(dict.fromkeys(mark.why for mark in analysis.facts.marks)),
     )
+
+
+def _wrong_sizes(analysis: Analysis, result: Feed) -> Iterator[Disagreement]:
+    """Find outputs whose axes do not have the sizes that the outputs have; a size may be unknown."""
+    for name, axes in _axes_of(analysis, analysis.model.graph.outputs).items():
+        if axes is None or not isinstance(array := result[name], np.ndarray):
+            continue
+        sizes = [axis.size for axis in axes]
+        pairs = zip(sizes, array.shape, strict=False)
+        if len(sizes) != array.ndim or any(size != real and not is_symbolic(size) for size, real in pairs):
+            yield Disagreement(FIXED, (name,), f"its axes have sizes {sizes} instead of {array.shape}")
 
 
 def open_dims(analysis: Analysis) -> list[Dim]:
@@ -164,9 +186,8 @@ def _places(analysis: Analysis, dim: Dim) -> list[str]:
     ]
 
 
-def _operators(analysis: Analysis, dims: Iterable[Dim]) -> Iterator[tuple[str, str]]:
+def _operators(analysis: Analysis, wanted: Collection[Dim]) -> Iterator[tuple[str, str]]:
     """Name the operators of which some input or output holds one of the dimensions."""
-    wanted = set(dims)
     for node in ir.traversal.RecursiveGraphIterator(analysis.model.graph):
         values = [value for value in (*node.inputs, *node.outputs) if value is not None]
         axes = [axis for value in values for axis in analysis.axes(value) or ()]
@@ -205,6 +226,12 @@ def _try_run(session: Session, feed: Feed) -> Feed | None:
         return None
 
 
+def _varies(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_varies, value))
+    return np.size(value) > 1 and bool((np.ravel(value)[1:] != np.ravel(value)[:-1]).any())
+
+
 def _shape(value: Any) -> Any:
     """Return the shape of an array, or of each array of a sequence."""
     return [_shape(item) for item in value] if isinstance(value, list) else np.shape(value)
@@ -223,12 +250,11 @@ def _redrawn(value: Any, random: np.random.Generator) -> Any:
 # One trial
 
 
-def _disagreement(subject: _Subject, kind: Freedom, taken: Taken) -> str:
+def _disagreement(subject: _Subject, expected: Sequence[Feed], taken: Taken) -> str:
     """Edit a clone, feed it the entries taken, and compare; return what differs, or nothing."""
     analysis, indices = _clone(subject.model, taken)
     inputs, outputs = _axes_of(analysis, analysis.model.graph.inputs), _axes_of(analysis, analysis.model.graph.outputs)
     apply(analysis, indices)
-    expected = subject.results if kind is Freedom.PERMUTE else _masked(subject, taken)
     feeds = [_each(feed, inputs, indices) for feed in subject.feeds]
     try:
         with Session(analysis.model, level=Level.AS_WRITTEN, threads=1) as session:
@@ -249,11 +275,11 @@ def _clone(model: ir.Model, taken: Taken) -> tuple[Analysis, dict[Dim, Array]]:
     return analysis, {dims[number]: index for number, index in taken.items()}
 
 
-def _masked(subject: _Subject, taken: Taken) -> list[Feed]:
+def _masked(subject: _Subject, taken: Taken) -> Sequence[Feed]:
     """Run the model at full size with the consumers of dropped entries zeroed."""
     analysis, indices = _clone(subject.model, taken)
     if not any(atom in indices for place in analysis.facts.sums for atom in atoms(place.axis)):
-        return list(subject.results)
+        return subject.results
     zero_dropped(analysis, indices)
     with Session(analysis.model, level=Level.AS_WRITTEN, threads=1) as session:
         return [session.run(feed) for feed in subject.feeds]
