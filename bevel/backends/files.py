@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from bevel.backends.wire import Plan, plan_of, write_data, write_model
 from bevel.errors import UsageError
+from bevel.ir.canonical.arithmetic import merge_arithmetic
 from bevel.ir.canonical.shapes import forget_contents, forget_minted_names
 from bevel.ir.canonical.sharing import merge_shared
 from bevel.ir.mapped import HAD_EXTERNAL_DATA
@@ -56,6 +57,7 @@ def ready_to_save(model: ir.Model) -> ir.Model:
     """Copy the model (its tensors are shared) and undo in the copy what only passes need."""
     copy = model.clone()
     merge_shared(copy)
+    merge_arithmetic(copy)
     forget_contents(copy)
     forget_minted_names(copy)
     needed = [onnx.helper.make_opsetid(domain, version) for domain, version in copy.opset_imports.items()]

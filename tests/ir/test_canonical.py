@@ -352,6 +352,62 @@ def test_copies_that_changed_alike_are_one_under_the_original_name():
     assert [tensor.name for tensor in saved.graph.initializer] == ["w", "b"]
 
 
+def test_vectors_that_an_identity_ties_are_apart_and_matrices_stay_tied():
+    model = canonical("""
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 2] x) => (float[N, 2] y)
+    <float[2, 2] w = {1, 2, 3, 4}, float[2] b = {5, 6}>
+    { v = Identity(w) c = Identity(b) h = MatMul(x, w) i = Add(h, b) j = MatMul(i, v) y = Add(j, c) }""")
+    assert nodes(model.graph) == ["MatMul", "Add", "MatMul", "Add"] and list(model.graph.initializers) == [
+        "w",
+        "b",
+        "c",
+    ]
+    saved = onnx.load_from_string(bytes_of(model))
+    assert [tensor.name for tensor in saved.graph.initializer] == ["w", "b"]
+
+
+RESHAPES = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[N, 8] x) => (float[N, 2, 4] y, float[N, 2, 4] z)
+<int64[1] zero = {0}, int64[1] one = {1}, int64[2] rest = {2, 4}>
+{
+    shape = Shape(x)
+    batch = Slice(shape, zero, one)
+    target = Concat <axis = 0> (batch, rest)
+    y = Reshape(x, target)
+    r = Relu(x)
+    z = Reshape(r, target)
+}"""
+
+
+def test_shape_arithmetic_with_sizes_is_given_to_each_use():
+    model = canonical(RESHAPES)
+    assert nodes(model.graph) == ["Shape", "Slice", "Concat", "Concat", "Reshape", "Relu", "Reshape"]
+    assert set(model.graph.initializers) == {"zero", "one", "rest", "rest/2"}
+    saved = onnx.load_from_string(bytes_of(model))
+    assert [node.op_type for node in saved.graph.node] == ["Shape", "Slice", "Concat", "Reshape", "Relu", "Reshape"]
+    assert list(saved.graph.node[5].input) == ["r", "target"]
+
+
+def test_shape_arithmetic_that_was_changed_stays_apart():
+    model = canonical(RESHAPES)
+    changed = model.graph.initializers["rest/2"]
+    changed.const_value = ir.tensor(np.array([4, 2]), name="rest/2")
+    saved = onnx.load_from_string(bytes_of(model))
+    assert [node.op_type for node in saved.graph.node].count("Concat") == 2
+
+
+def test_copies_of_shape_arithmetic_cannot_explode():
+    """Each sum uses the one before twice: paths double, nodes must not."""
+    links = "".join(f"s{link + 1} = Add(s{link}, s{link}) " for link in range(40))
+    model = canonical(f"""
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (int64[1] n, float[N] x) => (float[k] y)
+    <int64[1] one = {{1}}> {{ s0 = Add(n, one) {links} y = Expand(x, s40) }}""")
+    assert len(model.graph) <= 84
+
+
 def test_names_metadata_and_docs_survive():
     proto = onnx.parser.parse_model(SHARED)
     proto.doc_string, proto.graph.doc_string, proto.producer_name = "model", "graph", "maker"
