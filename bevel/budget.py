@@ -79,7 +79,6 @@ def _figures(metric: str, report: "Report") -> tuple[float, float]:
     if metric == "error":
         return math.nan, report.error
     if metric == "latency":
-        before, after = report.latency_before, report.latency_after
-        return (math.nan, math.nan) if before is None or after is None else (before, after)
+        return report.deployment.latency_before, report.deployment.latency_after
     field = {"size": "bytes"}.get(metric, metric)
     return getattr(report.before, field), getattr(report.after, field)

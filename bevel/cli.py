@@ -5,6 +5,7 @@ usage, 3 a pass raised, 130 interrupted. What needs onnx, numpy or onnxruntime i
 `--help` answers at once.
 """
 
+import signal
 from typing import Any
 
 import click
@@ -19,6 +20,7 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; nothing but a bug ends in a traceback."""
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cancelled job cleans up as Ctrl-C does
         try:
             return super().invoke(ctx)
         except BevelError as error:

@@ -3,17 +3,18 @@
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bevel.ir.cost import Cost
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
     from rich.table import Table
 
     from bevel.passes.verify import Verdict
 
+# Fused kernels, approximated activations and int8 accumulation stay below; a fusion that is wrong does not.
+DRIFT_WORTH_SAYING = 1e-2
 COLUMNS = ("pass", "promise", "error", "parameters", "bytes", "MACs", "time")
 
 
@@ -36,22 +37,31 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Deployment:
+    """How the model runs under ONNX Runtime's own optimizations; NaN where that was not measured.
+
+    Latencies are median milliseconds. `drift` is the relative error that those optimizations bring into the result.
+    """
+
+    latency_before: float = math.nan
+    latency_after: float = math.nan
+    drift: float = math.nan
+
+
+@dataclass(frozen=True)
 class Report:
     """A run: where the model came from and how it ended up.
 
-    `error` is the largest relative error of the final model against the original one, both as ONNX Runtime deploys
-    them; it is NaN when it was not measured. Latencies are medians in milliseconds, None when not measured.
+    `error` is the largest relative error of the final model against the original one, NaN when it was not measured.
     """
 
     before: Cost
     after: Cost
     steps: tuple[Step, ...] = ()
     error: float = math.nan
-    latency_before: float | None = None
-    latency_after: float | None = None
+    deployment: Deployment = Deployment()
     inputs: str = ""
     seed: int = 0
-    model: "ir.Model | None" = field(default=None, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Step]:
         return iter(self.steps)
@@ -75,9 +85,11 @@ class Report:
     def remarks(self) -> list[str]:
         """Return the sentences below the table: latency, inputs, what each pass noted, what weakens the proof."""
         lines = [f"verified on {self.inputs}"] if self.inputs else ["not verified"]
-        if self.latency_before is not None and self.latency_after is not None:
-            ratio = factor(self.latency_after, self.latency_before)
-            lines.append(f"latency {self.latency_before:.3g} ms -> {self.latency_after:.3g} ms ({ratio})")
+        before, after = self.deployment.latency_before, self.deployment.latency_after
+        if not math.isnan(before):
+            lines.append(f"latency {before:.3g} ms -> {after:.3g} ms ({factor(after, before)})")
+        if self.deployment.drift > DRIFT_WORTH_SAYING:
+            lines.append(f"ONNX Runtime's own optimizations change the result: error {self.deployment.drift:.1e}")
         if self.after.uncounted:
             lines.append(f"MACs of {self.after.uncounted} nodes are not counted: their shapes are unknown")
         return lines + [f"{step.text}: {note}" for step in self.steps for note in _notes(step)]
@@ -107,7 +119,7 @@ class Report:
             "before": vars(self.before),
             "after": vars(self.after),
             "error": _number(self.error),
-            "latency_ms": {"before": self.latency_before, "after": self.latency_after},
+            "deployment": {name: _number(value) for name, value in vars(self.deployment).items()},
             "passes": [_step_dict(step) for step in self.steps],
         }
 

@@ -1,7 +1,7 @@
 import json
+import os
 import subprocess
 import sys
-import time
 from importlib.resources import files
 from pathlib import Path
 
@@ -212,19 +212,22 @@ def test_rules_are_listed():
     assert run("rules", "NoSuchThing").exit_code == 2
 
 
-# Twice what it takes on the slowest machine this runs on; importing onnx alone takes longer.
-HELP_SECONDS = 0.30
+# It takes 0.09 on an idle machine; importing onnx alone takes 0.4.
+HELP_SECONDS = 0.25
 
 
 def test_help_imports_nothing_heavy_and_is_quick():
     code = "import sys, bevel.cli; print({'numpy', 'onnx', 'onnx_ir', 'onnxruntime', 'rich'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "bevel.cli", "optimize", "--help"], capture_output=True, check=True)
-        times.append(time.perf_counter() - start)
-    assert min(times) < HELP_SECONDS
+    assert min(help_seconds() for _ in range(3)) < HELP_SECONDS
+
+
+def help_seconds():
+    """Processor time, for wall time says more about what else runs."""
+    before = os.times()
+    subprocess.run([sys.executable, "-m", "bevel.cli", "optimize", "--help"], capture_output=True, check=True)
+    after = os.times()
+    return after.children_user - before.children_user + after.children_system - before.children_system
 
 
 def test_an_interrupt_leaves_nothing_behind(model, monkeypatch):

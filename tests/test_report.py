@@ -8,7 +8,7 @@ from bevel.errors import UsageError
 from bevel.ir.cost import Cost
 from bevel.passes.base import Preserving
 from bevel.passes.verify import Deviation, Verdict
-from bevel.report import Report, Step
+from bevel.report import Deployment, Report, Step
 
 WORST = Deviation("y", False, 0.5, math.inf, -math.inf, 0.0, note="shape [2], not [3]")
 VERDICT = Verdict(Preserving(), (WORST,), 4)
@@ -21,15 +21,14 @@ REPORT = Report(
         Step("a|b", "Exact", None, AFTER, 2.0),
     ),
     error=0.01,
-    latency_before=2.0,
-    latency_after=1.0,
+    deployment=Deployment(2.0, 1.0, 0.5),
     inputs="4 inputs (made-up inputs)",
 )
 
 
 def test_json_is_strict_and_complete():
     data = json.loads(REPORT.json(), parse_constant=pytest.fail)
-    assert data["latency_ms"] == {"before": 2.0, "after": 1.0}
+    assert data["deployment"] == {"latency_before": 2.0, "latency_after": 1.0, "drift": 0.5}
     assert data["passes"][0]["verdict"]["outputs"][0]["error"] == "inf"
     assert data["passes"][1]["verdict"] is None
     assert data["after"] == {"parameters": 500, "bytes": 2000, "macs": 1_000_000, "uncounted": 2}
@@ -47,6 +46,7 @@ def test_remarks_say_what_the_figures_do_not():
     assert REPORT.remarks() == [
         "verified on 4 inputs (made-up inputs)",
         "latency 2 ms -> 1 ms (0.50x)",
+        "ONNX Runtime's own optimizations change the result: error 5.0e-01",
         "MACs of 2 nodes are not counted: their shapes are unknown",
         "fold: 2 folded",
         "fold: output y: shape [2], not [3]",

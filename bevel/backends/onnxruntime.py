@@ -28,8 +28,10 @@ IN_MEMORY_BYTES = 256 * 2**20
 # Enough for speed; fixed, so that sums are cut in the same way on machines with more cores.
 THREADS = min(4, os.cpu_count() or 1)
 WARM_UP_RUNS = 2
+LEAST_ROUNDS = 3
 
 MESSAGE_LIMIT = 400
+RUNNING = r"Non-zero status code returned while running (\w+) node\. Name:'(.*?)' Status Message: "
 PROVIDERS = ["CPUExecutionProvider"]
 # What ONNX Runtime's bindings raise: its own exceptions, and plain ones for inputs it does not recognise.
 ORT_ERRORS: tuple[type[Exception], ...] = (
@@ -120,17 +122,25 @@ class Session:
         return str(path)
 
 
-def latency(session: Session, feed: Mapping[str, Any], *, runs: int = 20, seconds: float = 2.0) -> float:
-    """Return the median time of one run in milliseconds, over `runs` runs or what fits in `seconds`, at least three."""
-    for _ in range(WARM_UP_RUNS):
+def latency(*sessions: Session, feed: Mapping[str, Any], runs: int = 30, seconds: float = 2.0) -> tuple[float, ...]:
+    """Return the median time of one run of each session in milliseconds.
+
+    Over `runs` rounds or those that fit in `seconds`, at least three. The sessions take turns, so that whatever else
+    the machine does falls on all of them alike.
+    """
+    for session in sessions * WARM_UP_RUNS:
         session.run(feed)
-    times: list[float] = []
+    rounds: list[list[float]] = []
     start = time.perf_counter()
-    while len(times) < 3 or (len(times) < runs and time.perf_counter() - start < seconds):
-        before = time.perf_counter()
-        session.run(feed)
-        times.append(time.perf_counter() - before)
-    return median(times) * 1000
+    while len(rounds) < LEAST_ROUNDS or (len(rounds) < runs and time.perf_counter() - start < seconds):
+        rounds.append([_seconds(session, feed) for session in sessions])
+    return tuple(median(times) * 1000 for times in zip(*rounds, strict=True))
+
+
+def _seconds(session: Session, feed: Mapping[str, Any]) -> float:
+    before = time.perf_counter()
+    session.run(feed)
+    return time.perf_counter() - before
 
 
 def _options(level: Level, threads: int, *, mapped: bool) -> Any:
@@ -181,6 +191,9 @@ def one_line(message: str) -> str:
     >>> one_line("[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find\\nan implementation for Foo(1)")
     'Could not find an implementation for Foo(1)'
     """
-    plain = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", message)
-    plain = re.sub(r"/\S+?\.(cc|h):\d+\s+", "", plain)
-    return " ".join(plain.split())[:MESSAGE_LIMIT]
+    plain = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", message)
+    plain = re.sub(
+        r"Non-zero status code returned while running (\w+) node\. Name:'(.*?)' Status Message: ", r"\1 \2: ", plain
+    )
+    plain = re.sub(r"\S+\.(cc|h):\d+ (?=\S)", "", plain)
+    return " ".join(plain.split()).replace(" : ", ": ")[:MESSAGE_LIMIT]

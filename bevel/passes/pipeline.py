@@ -4,31 +4,34 @@
 last pass was verified: whatever stops a run, the model is as it was.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import onnx_ir as ir
 
-from bevel.backends.onnxruntime import Level, Session, latency
+from bevel.backends.onnxruntime import IN_MEMORY_BYTES, Level, Session, latency
 from bevel.errors import BevelError, PassFailed, PromiseBroken
 from bevel.ir.cost import cost
 from bevel.passes.base import Context, Lossy, Outcome, Pass, Progress, silent
-from bevel.passes.calibration import Calibration, Source
+from bevel.passes.calibration import Calibration, Feed, Source
 from bevel.passes.recipe import Pipeline, as_pipeline, from_recipe, parse
 from bevel.passes.reproducer import keep
 from bevel.passes.synthesis import synthesize
 from bevel.passes.verify import Observation, Verdict, compare, observe
-from bevel.report import Report, Step
+from bevel.report import Deployment, Report, Step
 
 __all__ = ["Hooks", "Pipeline", "adopt", "from_recipe", "optimize", "parse"]
 
 # Made-up feeds per run: two sizes of every symbolic axis, two draws each.
 FEEDS = 4
+# Of a calibration set, the first so many inputs verify each pass; all are there for passes that gather statistics.
+VERIFIED_FEEDS = 64
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,7 @@ def optimize(
     """
     run = _Run(model, as_pipeline(pipeline), calibration, verify, seed, max_error, hooks or Hooks())
     result = run.all_passes()
-    latencies = run.latencies(result) if measure_latency else (None, None)
-    report = run.report(result, latencies)
+    report = run.report(result, run.deployment(result) if measure_latency else Deployment())
     if not dry_run:
         adopt(model, result)
     return report
@@ -126,31 +128,44 @@ class _Run:
         self.hooks.progress("done", len(self.pipeline), len(self.pipeline))
         return current
 
-    def report(self, result: ir.Model, latencies: tuple[float | None, float | None]) -> Report:
+    def report(self, result: ir.Model, deployment: Deployment) -> Report:
         """Sum the run up."""
-        error = compare(self.first, self.latest, Lossy()).error if self.first and self.latest else float("nan")
+        error = compare(self.first, self.latest, Lossy()).error if self.first and self.latest else math.nan
         feeds = len(self.first.answers) if self.first else 0
         return Report(
             before=cost(self.original),
             after=cost(result),
             steps=tuple(self.steps),
             error=error,
-            latency_before=latencies[0],
-            latency_after=latencies[1],
+            deployment=deployment,
             inputs=f"{feeds} inputs ({self.calibration.source})" if feeds else "",
             seed=self.seed,
         )
 
-    def latencies(self, result: ir.Model) -> tuple[float, float]:
-        """Return the median milliseconds of the original and of `result`, as ONNX Runtime deploys them."""
+    def deployment(self, result: ir.Model) -> Deployment:
+        """Run the original and `result` as ONNX Runtime deploys them: how long they take, what its rewrites change."""
         feed = next(iter(self.calibration))
-        return _latency(self.original, feed), _latency(result, feed)
+        if max(cost(self.original).bytes, cost(result).bytes) > IN_MEMORY_BYTES:
+            with Session(self.original) as before:
+                (latency_before,) = latency(before, feed=feed)
+            with Session(result) as after:
+                (latency_after,) = latency(after, feed=feed)
+                return Deployment(latency_before, latency_after, self._drift(after, feed))
+        with Session(self.original) as before, Session(result) as after:
+            latency_before, latency_after = latency(before, after, feed=feed)
+            return Deployment(latency_before, latency_after, self._drift(after, feed))
+
+    def _drift(self, session: Session, feed: Feed) -> float:
+        """Return how far a deployed model's answer is from the one of its nodes run one by one."""
+        if self.latest is None:
+            return math.nan
+        return compare(Observation(self.latest.answers[:1]), observe(session, [feed]), Lossy()).error
 
     def _observe_original(self, *, made_up: bool) -> None:
         with Session(self.original, level=Level.AS_WRITTEN) as session:
             if made_up:
                 self.calibration = synthesize(self.original, self.seed, FEEDS, session.run)
-            self.first = self.latest = observe(session, self.calibration, repeat=True)
+            self.first = self.latest = observe(session, islice(self.calibration, VERIFIED_FEEDS), repeat=True)
         compare(self.first, self.first, Lossy())  # refuses zero inputs and answers that change from run to run
 
     def _one_pass(self, step: Pass, given: ir.Model) -> ir.Model:
@@ -224,10 +239,8 @@ class _Boundary:
 
 def _calibration(source: Source | Calibration | None, model: ir.Model, seed: int) -> Calibration:
     """Return the inputs; without a source they are made up when first asked for."""
-    if isinstance(source, Calibration):
-        return source
     if source is not None:
-        return Calibration.of(source, model)
+        return source if isinstance(source, Calibration) else Calibration.of(source, model)
     original = model.clone()
 
     def made_up() -> Calibration:
@@ -239,12 +252,7 @@ def _calibration(source: Source | Calibration | None, model: ir.Model, seed: int
 
 def _observed(model: ir.Model, feeds: Calibration) -> Observation:
     with Session(model, level=Level.AS_WRITTEN) as session:
-        return observe(session, feeds)
-
-
-def _latency(model: ir.Model, feed: Mapping[str, Any]) -> float:
-    with Session(model) as session:
-        return latency(session, feed)
+        return observe(session, islice(feeds, VERIFIED_FEEDS))
 
 
 def _same_interface(step: Pass, given: ir.Model, result: ir.Model) -> None:

@@ -8,7 +8,6 @@ from onnx_ir.passes import common
 
 from bevel.ir.canonical.dead import remove_dead
 from bevel.passes.base import Context, Doc, Outcome, Pass, Preserving, Promise
-from bevel.passes.onnxsim import run_onnxsim
 from bevel.passes.redundancy import merge_repeated, remove_identities
 
 
@@ -36,12 +35,18 @@ class Simplify(Pass):
     def run(self, model: ir.Model, context: Context) -> Outcome:
         """Run the clean-up in an order in which each step leaves a valid model to the next."""
         before = _nodes(model)
-        notes = run_onnxsim(model) if self.onnxsim else ()
+        notes = _onnxsim_notes(model) if self.onnxsim else ()
         remove_identities(model.graph)
         merge_repeated(model.graph, model.opset_imports.get("", 1))
         remove_dead(model)
         common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
         return Outcome(notes=(*notes, f"{before - _nodes(model)} of {before} nodes removed"))
+
+
+def _onnxsim_notes(model: ir.Model) -> tuple[str, ...]:
+    from bevel.passes.onnxsim import run_onnxsim  # here, for onnxsim imports torch where that is installed: seconds
+
+    return run_onnxsim(model)
 
 
 def _nodes(model: ir.Model) -> int:

@@ -32,14 +32,16 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Plan:
-    """One way to choose the sizes of symbolic axes: `size` of the symbol number k in feed number n."""
+    """One way to choose inputs: the `size` of the symbol number k in feed number n, and the `least` free integer."""
 
     size: Callable[[int, int], int]
+    least: int | None = None
 
 
 PLANS = (
     Plan(lambda k, n: DISTINCT_SIZES[k % len(DISTINCT_SIZES)] + n % 2),
     *(Plan(lambda k, n, size=size: size) for size in COMMON_SIZES),  # type: ignore[misc]
+    Plan(lambda k, n: DISTINCT_SIZES[k % len(DISTINCT_SIZES)], least=1),  # some divide by their inputs
 )
 
 
@@ -52,7 +54,7 @@ def synthesize(model: ir.Model, seed: int, count: int, runs: Callable[[Feed], ob
     if not inputs:
         return Calibration(lambda: [{}], "a model without inputs")
     failures: list[BevelError] = []
-    for plan in PLANS if _has_free_axes(inputs) else PLANS[:1]:
+    for plan in PLANS if _has_free_axes(inputs) else (PLANS[0], PLANS[-1]):
         feeds = [_feed(inputs, plan, seed, n) for n in range(count)]
         error = _failure(feeds, runs)
         if error is None:
@@ -84,7 +86,7 @@ def _failure(feeds: list[Feed], runs: Callable[[Feed], object]) -> BevelError | 
 def _feed(inputs: Sequence[Input], plan: Plan, seed: int, number: int) -> Feed:
     sizes = _sizes(inputs, plan, number)
     return {
-        wanted.name: _value(wanted, _shape(wanted, sizes), np.random.default_rng([seed, number, place]))
+        wanted.name: _value(wanted, _shape(wanted, sizes), plan.least, np.random.default_rng([seed, number, place]))
         for place, wanted in enumerate(inputs)
     }
 
@@ -155,13 +157,13 @@ def _evaluated(node: ast.AST, sizes: dict[str, int]) -> int:
     return sizes[node.id] if isinstance(node, ast.Name) else int(ast.literal_eval(node))
 
 
-def _value(wanted: Input, shape: tuple[int, ...], rng: np.random.Generator) -> Any:
+def _value(wanted: Input, shape: tuple[int, ...], least: int | None, rng: np.random.Generator) -> Any:
     if wanted.sequence:
-        return [_array(wanted, shape, rng), _array(wanted, shape, rng)]
-    return _array(wanted, shape, rng)
+        return [_array(wanted, shape, least, rng), _array(wanted, shape, least, rng)]
+    return _array(wanted, shape, least, rng)
 
 
-def _array(wanted: Input, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+def _array(wanted: Input, shape: tuple[int, ...], least: int | None, rng: np.random.Generator) -> Array:
     dtype = wanted.dtype
     if dtype.is_string():
         return rng.choice(np.array(WORDS, dtype=object), shape)
@@ -170,7 +172,7 @@ def _array(wanted: Input, shape: tuple[int, ...], rng: np.random.Generator) -> A
     if MASK_NAME.search(wanted.name):
         return _mask(wanted, shape, rng)
     if dtype.is_integer():
-        return _integers(wanted, shape, rng).astype(dtype.numpy())
+        return _integers(wanted, shape, least, rng).astype(dtype.numpy())
     normal: Any = rng.standard_normal(shape)
     if dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
         normal = normal + 1j * rng.standard_normal(shape)
@@ -186,12 +188,14 @@ def _mask(wanted: Input, shape: tuple[int, ...], rng: np.random.Generator) -> Ar
     return mask
 
 
-def _integers(wanted: Input, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+def _integers(wanted: Input, shape: tuple[int, ...], least: int | None, rng: np.random.Generator) -> Array:
     if POSITION_NAME.search(wanted.name):
         return np.broadcast_to(np.arange(shape[-1] if shape else 1) % (wanted.below or 2**31), shape)
     if wanted.below is not None:
         return rng.integers(0, max(wanted.below, 1), shape)
     if wanted.dtype.itemsize == 1:
-        return rng.integers(int(wanted.dtype.min), int(wanted.dtype.max), shape, endpoint=True)
+        lowest = int(wanted.dtype.min) if least is None else least
+        return rng.integers(lowest, int(wanted.dtype.max), shape, endpoint=True)
     # Lengths, counts and sizes are scalars or vectors; 1 is the value most of them accept.
-    return rng.integers(0, 2, shape) if len(shape) > 1 else np.ones(shape, np.int64)
+    start = 0 if least is None else least
+    return rng.integers(start, start + 2, shape) if len(shape) > 1 else np.ones(shape, np.int64)

@@ -142,6 +142,7 @@ def test_a_model_without_inputs_is_verified():
 
 def test_latencies_are_measured_on_request():
     report = optimize(mlp(), Nothing(), measure_latency=True)
-    assert report.latency_before > 0
-    assert report.latency_after > 0
-    assert optimize(mlp(), Nothing()).latency_before is None
+    assert report.deployment.latency_before > 0
+    assert report.deployment.latency_after > 0
+    assert report.deployment.drift < 1e-5
+    assert math.isnan(optimize(mlp(), Nothing()).deployment.latency_before)
