@@ -53,7 +53,9 @@ def plan_of(model: ir.Model, data_name: str | None) -> Plan:
     try:
         proto = ir.to_proto(model)
     except (ir.serde.SerdeError, ValueError, TypeError) as error:
-        raise UnsupportedModel(f"the model cannot be written: {error.__cause__ or error}") from error
+        raise UnsupportedModel(
+            f"cannot be written: {root_cause(error)}", where="the model", remedy="repair the part of the model it names"
+        ) from error
     inline = {} if data_name else {value.name: tensor for value, tensor in streamed if value.graph is model.graph}
     entries = tuple(entry_of(tensor, inline.get(tensor.name)) for tensor in proto.graph.initializer)
     del proto.graph.initializer[:]
@@ -61,6 +63,13 @@ def plan_of(model: ir.Model, data_name: str | None) -> Plan:
     proto.ClearField("graph")
     external = tuple(tensor for _, tensor in streamed) if data_name else ()
     return Plan(proto.SerializeToString(deterministic=True), graph, entries, external)
+
+
+def root_cause(error: BaseException) -> str:
+    """Give what was raised first."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error)
 
 
 def refer(model: ir.Model, data_name: str | None) -> list[tuple[ir.Value, ir.TensorProtocol]]:
@@ -127,7 +136,11 @@ def write_tensor(file: BinaryIO, tensor: ir.TensorProtocol) -> None:
         return
     data = tensor.tobytes()
     if len(data) != tensor.nbytes:
-        raise UnsupportedModel(f"tensor {tensor.name!r} has {len(data)} bytes, its shape says {tensor.nbytes}")
+        raise UnsupportedModel(
+            f"has {len(data)} bytes, its shape says {tensor.nbytes}",
+            where=f"tensor {tensor.name!r}",
+            remedy="the pass that made it is at fault",
+        )
     file.write(data)
 
 

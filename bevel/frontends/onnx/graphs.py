@@ -7,7 +7,7 @@ from typing import Final
 import onnx
 
 from bevel.errors import InvalidModel, UnsupportedModel, nearest
-from bevel.frontends.onnx.tensors import AGAIN, check_tensor, check_type
+from bevel.frontends.onnx.tensors import AGAIN, check_tensor, check_text, check_type
 
 DEEPEST: Final = 16
 """Levels of graphs inside graphs; deeper nesting is not a network but an attack on the stack."""
@@ -91,6 +91,7 @@ def check_graph(graph: onnx.GraphProto, scope: Scope) -> bool:
     """Check one graph and those inside it; tell whether nodes come in computable order."""
     if scope.depth > DEEPEST:
         raise InvalidModel(f"graphs are nested more than {DEEPEST} deep", where=scope.where)
+    check_text((graph.name, graph.doc_string), scope.where)
     for value in graph.input:
         scope.declare(value.name, "input")
         check_type(value, f"{scope.where}: input {value.name!r}", required=scope.depth == 0)
@@ -139,7 +140,7 @@ def check_node(node: onnx.NodeProto, name: str, scope: Scope) -> bool:
     where = f"{scope.where}: {name}"
     if not node.op_type:
         raise InvalidModel("has no operator", where=where, remedy=AGAIN)
-    check_text((node.op_type, node.domain, node.name, *node.input), where)
+    check_text((node.op_type, node.domain, node.name, node.overload, node.doc_string, *node.input), where)
     in_order = True
     for value in filter(None, node.input):
         computed = scope.is_computed(value)
@@ -181,13 +182,6 @@ def check_present(attribute: onnx.AttributeProto, where: str) -> None:
     """Refuse an attribute without the value that its type promises."""
     if not attribute.HasField(FIELDS[attribute.type]):
         raise InvalidModel("has no value of the type it states", where=where, remedy=AGAIN)
-
-
-def check_text(texts: Iterable[str | bytes], where: str) -> None:
-    """Refuse names that are not UTF-8; protobuf gives those as bytes."""
-    for text in texts:
-        if not isinstance(text, str):
-            raise InvalidModel(f"the name {text!r} is not valid text", where=where, remedy=AGAIN)
 
 
 def check_outputs(names: Iterable[str], scope: Scope) -> None:

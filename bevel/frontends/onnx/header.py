@@ -5,6 +5,7 @@ from typing import Final
 import onnx
 
 from bevel.errors import InvalidModel, UnsupportedModel
+from bevel.frontends.onnx.tensors import check_text
 
 NEWER: Final = "upgrade the onnx and onnxruntime packages, or export for an older version"
 STANDARD: Final = ("", "ai.onnx")
@@ -24,6 +25,7 @@ def check_header(proto: onnx.ModelProto, where: str) -> None:
             where=where,
             remedy=NEWER,
         )
+    check_text((proto.producer_name, proto.producer_version, proto.domain, proto.doc_string), where)
     check_opsets(proto, where)
     if proto.training_info:
         raise UnsupportedModel("holds training graphs", where=where, remedy="export the model for inference")

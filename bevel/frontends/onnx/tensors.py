@@ -1,6 +1,7 @@
 """Tensors and types of a parsed model: element types that exist, sizes that are possible, data that fits them."""
 
 import math
+from collections.abc import Iterable
 from typing import Final
 
 import onnx
@@ -46,6 +47,13 @@ def check_reference(tensor: onnx.TensorProto, where: str) -> None:
         raise InvalidModel(f"is said to be outside, at {entries}", where=where, remedy=AGAIN)
 
 
+def check_text(texts: Iterable[str | bytes], where: str) -> None:
+    """Refuse names that are not UTF-8; protobuf gives those as bytes."""
+    for text in texts:
+        if not isinstance(text, str):
+            raise InvalidModel(f"the name {text!r} is not valid text", where=where, remedy=AGAIN)
+
+
 def check_amount(found: int, expected: int, unit: str, where: str) -> None:
     """Refuse a tensor with more or less data than its shape says."""
     if found != expected:
@@ -88,6 +96,7 @@ def expected_typed_count(count: int, number: int, dtype: ir.DataType) -> int:
 
 def check_type(value: onnx.ValueInfoProto, where: str, *, required: bool) -> None:
     """Refuse a value of no type (where one is required), of an unknown one, or of impossible sizes."""
+    check_text((value.name, value.doc_string), where)
     kind = value.type.WhichOneof("value")
     if kind is None and required:
         raise InvalidModel("has no type", where=where, remedy="export the model again")
@@ -113,6 +122,7 @@ def check_type_proto(proto: onnx.TypeProto, where: str) -> None:
 
 def check_shape(shape: onnx.TensorShapeProto, where: str) -> None:
     """Refuse negative sizes, but for the -1 by which some exporters mean `unknown`: that becomes unknown."""
+    check_text((dim.dim_param for dim in shape.dim), where)
     for dim in shape.dim:
         if dim.HasField("dim_value") and dim.dim_value == -1:
             dim.ClearField("dim_value")
