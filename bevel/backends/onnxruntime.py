@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -122,14 +122,22 @@ class Session:
         return str(path)
 
 
-def latency(*sessions: Session, feed: Mapping[str, Any], runs: int = 30, seconds: float = 2.0) -> tuple[float, ...]:
+def latency(session: Session, feed: Mapping[str, Any], *, runs: int = 30) -> float:
+    """Return the median time of one run in milliseconds."""
+    return latencies([session], feed, runs=runs)[0]
+
+
+def latencies(
+    sessions: Sequence[Session], feed: Mapping[str, Any], *, runs: int = 30, seconds: float = 2.0
+) -> tuple[float, ...]:
     """Return the median time of one run of each session in milliseconds.
 
     Over `runs` rounds or those that fit in `seconds`, at least three. The sessions take turns, so that whatever else
     the machine does falls on all of them alike.
     """
-    for session in sessions * WARM_UP_RUNS:
-        session.run(feed)
+    for session in sessions:
+        for _ in range(WARM_UP_RUNS):
+            session.run(feed)
     rounds: list[list[float]] = []
     start = time.perf_counter()
     while len(rounds) < LEAST_ROUNDS or (len(rounds) < runs and time.perf_counter() - start < seconds):
@@ -192,8 +200,6 @@ def one_line(message: str) -> str:
     'Could not find an implementation for Foo(1)'
     """
     plain = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", message)
-    plain = re.sub(
-        r"Non-zero status code returned while running (\w+) node\. Name:'(.*?)' Status Message: ", r"\1 \2: ", plain
-    )
+    plain = re.sub(RUNNING, r"\1 \2: ", plain)
     plain = re.sub(r"\S+\.(cc|h):\d+ (?=\S)", "", plain)
     return " ".join(plain.split()).replace(" : ", ": ")[:MESSAGE_LIMIT]

@@ -15,7 +15,7 @@ from types import TracebackType
 
 import onnx_ir as ir
 
-from bevel.backends.onnxruntime import IN_MEMORY_BYTES, Level, Session, latency
+from bevel.backends.onnxruntime import IN_MEMORY_BYTES, Level, Session, latencies, latency
 from bevel.errors import BevelError, PassFailed, PromiseBroken
 from bevel.ir.cost import cost
 from bevel.passes.base import Context, Lossy, Outcome, Pass, Progress, silent
@@ -147,12 +147,11 @@ class _Run:
         feed = next(iter(self.calibration))
         if max(cost(self.original).bytes, cost(result).bytes) > IN_MEMORY_BYTES:
             with Session(self.original) as before:
-                (latency_before,) = latency(before, feed=feed)
+                latency_before = latency(before, feed)
             with Session(result) as after:
-                (latency_after,) = latency(after, feed=feed)
-                return Deployment(latency_before, latency_after, self._drift(after, feed))
+                return Deployment(latency_before, latency(after, feed), self._drift(after, feed))
         with Session(self.original) as before, Session(result) as after:
-            latency_before, latency_after = latency(before, after, feed=feed)
+            latency_before, latency_after = latencies((before, after), feed)
             return Deployment(latency_before, latency_after, self._drift(after, feed))
 
     def _drift(self, session: Session, feed: Feed) -> float:
