@@ -1,0 +1,83 @@
+import tempfile
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from bevel.backends import onnxruntime as backend
+from bevel.backends.onnxruntime import Level, Session, latencies, latency, one_line
+from bevel.errors import UnsupportedModel
+from tests.graphs import graph, mlp
+
+X = np.random.default_rng(0).standard_normal((2, 6)).astype(np.float32)
+
+
+def test_it_computes_what_numpy_does():
+    model = mlp()
+    w1, b1, w2 = (model.graph.initializers[name].const_value.numpy() for name in ("w1", "b1", "w2"))
+    for level in Level:
+        with Session(model, level=level) as session:
+            assert np.allclose(session.run({"x": X})["y"], np.maximum(X @ w1 + b1, 0) @ w2, atol=1e-5)
+
+
+def test_a_large_model_goes_through_a_file_which_is_removed(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with Session(mlp()) as small:
+        expected = small.run({"x": X})["y"]
+        assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(backend, "IN_MEMORY_BYTES", 0)
+    with Session(mlp()) as session:
+        assert len(list(tmp_path.glob("bevel-*/model.onnx"))) == 1
+        assert np.array_equal(session.run({"x": X})["y"], expected)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_does_not_load_leaves_no_file(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(backend, "IN_MEMORY_BYTES", 0)
+    model = graph("m (float[2] x) => (float[2] y) { y = com.nobody.Foo (x, w) }", {"w": (2,)})
+    with pytest.raises(UnsupportedModel, match="cannot be loaded in ONNX Runtime"):
+        Session(model)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("bfloat16", ml_dtypes.bfloat16), ("float8e4m3fn", ml_dtypes.float8_e4m3fn)]
+)
+def test_types_that_numpy_lacks_go_in_and_out(name, kind):
+    model = graph(f"m ({name}[3] x) => ({name}[3] y, float[3] z) {{ y = Identity (x)  z = Cast <to=1> (x) }}")
+    values = np.array([1, -2, 0.5]).astype(kind)
+    with Session(model) as session:
+        answer = session.run({"x": values})
+    assert answer["y"].dtype == values.dtype
+    assert answer["y"].tobytes() == values.tobytes()
+    assert answer["z"].tolist() == [1, -2, 0.5]
+
+
+def test_sequences_are_lists():
+    model = graph("m (float[2] x) => (seq(float[2]) s) { s = SequenceConstruct (x, x) }")
+    with Session(model) as session:
+        (first, second) = session.run({"x": np.ones(2, np.float32)})["s"]
+    assert np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("feed", [{}, {"x": X[:, :5]}, {"x": X.astype(np.float64)}, {"z": X}])
+def test_inputs_it_refuses_are_errors_of_ours(feed):
+    with Session(mlp()) as session, pytest.raises(UnsupportedModel, match="does not run in ONNX Runtime"):
+        session.run(feed)
+
+
+def test_latencies_of_two_sessions_are_taken_in_turns(monkeypatch):
+    turns = []
+    with Session(mlp()) as first, Session(mlp()) as second:
+        for session in (first, second):
+            monkeypatch.setattr(session, "run", lambda feed, session=session: turns.append(session is first))
+        assert all(time >= 0 for time in latencies((first, second), {}, runs=5))
+        assert turns[4:] == [True, False] * 5
+        assert latency(first, {}, runs=3) >= 0
+
+
+def test_messages_are_one_line_without_places_in_foreign_source():
+    place = "Non-zero status code returned while running Foo node. Name:'a' Status Message: foo.cc:12 "
+    message = f"[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : {place}Bad\nshape"
+    assert one_line(message) == "Foo a: Bad shape"
