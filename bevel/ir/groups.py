@@ -186,11 +186,20 @@ class _Reading:
                 body(site, self.graph)
             elif rule is None:
                 raise Opaque(f"no rule is known for {node.domain + '::' if node.domain else ''}{node.op_type}")
-            elif (coupling := rule(site)) is not None:
-                site.couple(coupling)
+            else:
+                coupling = rule(site)
+                if coupling is not None:
+                    site.couple(coupling)
+                self._fix_unheard(site)
         except Opaque as reason:
             self._leave_fixed(site, str(reason))
         self._settle_conflicts(node)
+
+    def _fix_unheard(self, site: Site) -> None:
+        """Fix the axes of inputs that a rule passed over in silence."""
+        for index, value in enumerate(site.node.inputs):
+            if value is not None and index not in site.heard:
+                site.fix(self.facts.of(value) or (), "its rule does not speak of this input")
 
     def _leave_fixed(self, site: Site, why: str) -> None:
         """Fix every axis that touches a node of which too little is known."""

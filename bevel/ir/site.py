@@ -105,6 +105,7 @@ class Site:
         self.node = node
         self.facts = facts
         self.version = version
+        self.heard: set[int] = set()  # inputs of which the rule took notice
 
     # What the node is
 
@@ -125,6 +126,7 @@ class Site:
     def value(self, index: int) -> ir.Value:
         """Return an input; a rule asks only for what the operator requires."""
         value = self.node.inputs[index] if index < len(self.node.inputs) else None
+        self.heard.add(index)
         if value is None:
             raise Opaque(f"its input {index} is missing")
         return value
@@ -214,6 +216,10 @@ class Site:
             if axis.size != 1:
                 self.facts.marks.append(Mark(axis, freedom, why, self.node))
 
+    def ignore(self, *indices: int) -> None:
+        """State that the order of entries in some inputs means nothing here: a scalar, or a type to imitate."""
+        self.heard.update(indices)
+
     def sums_over(self, axis: Axis, index: int, position: int) -> None:
         """State that the node sums products over an axis, which stands at a position of an input."""
         self.facts.sums.append(Summation(self.node, index, position, axis))
@@ -269,6 +275,7 @@ class _Application:
 
     def _read(self, index: int, pattern: TensorPattern) -> None:
         if pattern == ".":
+            self.site.ignore(index)
             return
         axes = self.site.axes(index)
         if pattern == "?":

@@ -14,6 +14,7 @@ from bevel.ir.site import Opaque, Site
 )
 def pointwise(site: Site) -> None:
     """State that the output has the axes of the first operand; others are scalars or give a type only."""
+    site.ignore(1)
     site.set(0, site.axes(0))
 
 

@@ -16,6 +16,7 @@ from bevel.ir.sizes import is_symbolic
 
 BY_VALUE = "its entries are addressed by value"
 NOT_WRITTEN = "what is not written keeps its old value"
+MOST = 2**63 - 1
 MEANS_THE_END = 2**29  # exporters write a bound beyond every real size for "to the end"
 
 
@@ -83,7 +84,7 @@ def _part(site: Site, axis: Axis, low: int, high: int, step: int) -> tuple[Axis 
 
 def _unknown_part(site: Site, axis: Axis, place: int, start: int | None, end: int | None, step: int) -> Axis:
     """Return the part of an axis whose bounds, or size, only the run tells."""
-    if start == 0 and step == 1 and end is not None and end >= min(axis.size, MEANS_THE_END):
+    if start == 0 and step == 1 and end is not None and _reaches_the_end(end, axis.size):
         return axis
     site.fix(axis, "a part of it is taken whose bounds are positions")
     sizes = site.output_sizes()
@@ -91,6 +92,11 @@ def _unknown_part(site: Site, axis: Axis, place: int, start: int | None, end: in
     part = fresh(sizes[place] if sizes else site.facts.symbols.unknown(name))
     site.fix(part, "it is cut by positions")
     return part
+
+
+def _reaches_the_end(end: int, size: int) -> bool:
+    """Say whether a bound is the axis's own size or beyond; of a symbol only the former can be known."""
+    return end == size if is_symbolic(end) and end < MOST else end >= min(size, MEANS_THE_END)
 
 
 def _bounds_statements(site: Site, first: list[Axis | int], last: list[Axis | int]) -> list[Statement]:
