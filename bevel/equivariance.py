@@ -338,6 +338,6 @@ def _float_difference(got: Array, expected: Array, ulps: int) -> str:
     finite = np.isfinite(b)
     if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(a[finite]).all():
         return "differs where it is not finite"
-    error = float(np.abs(a - b)[finite].max(initial=0.0))
+    error = float(np.abs(a[finite] - b[finite]).max(initial=0.0))
     allowed = ulps * unit * float(np.abs(b[finite]).max(initial=0.0))
     return f"differs by {error:.3g}, more than {allowed:.3g}" if error > allowed else ""
