@@ -243,7 +243,7 @@ def _collect(analysis: Analysis) -> Iterator[Group]:
             for path, atom in paths(expression):
                 members.setdefault(atom, []).append(Member(value, axis, path))
     for atom, found in members.items():
-        marks = (*analysis.marks.get(atom, ()), *_told_apart(found, atom))
+        marks = tuple(analysis.marks.get(atom, ()))
         if atom.size > 1 and STRUCTURAL.isdisjoint(mark.why for mark in marks):
             yield Group(str(_namesake(found)), atom.size, atom, tuple(found), marks)
 
@@ -251,13 +251,6 @@ def _collect(analysis: Analysis) -> Iterator[Group]:
 def _namesake(members: Sequence[Member]) -> Member:
     """Choose what a group is called after: the first matrix or kernel, for want of one the first vector."""
     return next((member for member in members if member.value.shape and len(member.value.shape) > 1), members[0])
-
-
-def _told_apart(members: Sequence[Member], atom: Dim) -> Iterator[Mark]:
-    """Mark a dimension whose entries an integer constant names, such as the classes of a one-hot comparison."""
-    for member in members:
-        if member.value.dtype in (ir.DataType.INT64, ir.DataType.INT32):
-            yield Mark(atom, Freedom.PERMUTE, f"the integers of {member.value.name!r} tell its entries apart", None)
 
 
 def _initializers(analysis: Analysis) -> Iterator[ir.Value]:

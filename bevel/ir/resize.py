@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from bevel.errors import EditRefused
 from bevel.ir.axes import Axis, Dim, Product, atoms, resolve
-from bevel.ir.sizes import is_symbolic
+from bevel.ir.sizes import is_open
 
 
 class Resize:
@@ -92,7 +92,7 @@ def write_operand(node: ir.Node, index: int, elements: Sequence[Axis | int], res
     sizes: list[int | None] = []
     for element in elements:
         size = element if isinstance(element, int) else resize.of(element)
-        dynamic = not isinstance(element, int) and is_symbolic(size)
+        dynamic = is_open(size)
         if dynamic and not isinstance(element, int) and resize.touches(element):
             raise EditRefused(
                 f"operand {index} holds a size that changes together with one known only at run time",

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 # Every real size is smaller, so a product of symbols can be taken apart again without ambiguity.
 FIRST_SYMBOL = 2**31
+LARGEST = 2**63 - 1
 _WITNESSES = (2, 3, 5, 7, 11, 13, 17)  # decides primality below 3.4e14 (Jaeschke 1993)
 _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {ast.Add: add, ast.Sub: sub, ast.Mult: mul}
 
@@ -17,6 +18,15 @@ _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {ast.Add: add,
 def is_symbolic(size: int) -> bool:
     """Say whether a size stands for a symbol or for arithmetic on one."""
     return abs(size) >= FIRST_SYMBOL
+
+
+def is_open(bound: int) -> bool:
+    """Say whether only the run tells an integer; the largest ones stand for the ends of every axis.
+
+    >>> is_open(2**63 - 1), is_open(7), is_open(3 * (FIRST_SYMBOL + 11))
+    (False, False, True)
+    """
+    return is_symbolic(bound) and abs(bound) < LARGEST
 
 
 class Symbols:

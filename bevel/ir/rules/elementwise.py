@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from bevel.ir.coupling import Coupling, rule
+import onnx_ir as ir
+
+from bevel.ir.coupling import Coupling, Freedom, rule
 from bevel.ir.site import Opaque, Site
+
+_COMPARISONS = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
 
 
 @rule(
@@ -27,7 +31,16 @@ def broadcasting(site: Site) -> None:
     """State that operands are aligned at the right; axes of size one do not join."""
     if site.version < 7 and site.integer("broadcast"):
         raise Opaque("broadcasting before opset 7 aligns axes by an attribute")
-    site.set(0, site.broadcast(*(site.axes(index) for index in range(site.inputs))))
+    axes = site.broadcast(*(site.axes(index) for index in range(site.inputs)))
+    if site.node.op_type in _COMPARISONS and any(_numbers(site, index) for index in range(site.inputs)):
+        site.keep(axes, Freedom.PERMUTE, "integers tell its entries apart, as classes or positions")
+    site.set(0, axes)
+
+
+def _numbers(site: Site, index: int) -> bool:
+    """Say whether an input is a list of integers that belongs to the model."""
+    value = site.value(index)
+    return value.const_value is not None and value.const_value.dtype in (ir.DataType.INT64, ir.DataType.INT32)
 
 
 @rule("Dropout")

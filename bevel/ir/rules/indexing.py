@@ -12,11 +12,10 @@ from bevel.ir.coupling import Freedom, rule
 from bevel.ir.resize import Resize, Statement, Write, attribute_sizes, operand_sizes, set_operand
 from bevel.ir.rules.layout import cut
 from bevel.ir.site import Opaque, Site
-from bevel.ir.sizes import is_symbolic
+from bevel.ir.sizes import is_open, is_symbolic
 
 BY_VALUE = "its entries are addressed by value"
 NOT_WRITTEN = "what is not written keeps its old value"
-MOST = 2**63 - 1
 MEANS_THE_END = 2**29  # exporters write a bound beyond every real size for "to the end"
 
 
@@ -29,7 +28,7 @@ def slice_(site: Site) -> None:
     last: list[Axis | int] = []
     for start, end, place, step in zip(starts, ends, places, steps, strict=True):
         axis = axes[place]
-        if start is None or end is None or is_symbolic(axis.size) or step < 1:
+        if start is None or end is None or is_open(start) or is_open(end) or is_symbolic(axis.size) or step < 1:
             axes[place] = _unknown_part(site, axis, place, start, end, step)
             first.append(start or 0)
             last.append(end or 0)
@@ -96,7 +95,7 @@ def _unknown_part(site: Site, axis: Axis, place: int, start: int | None, end: in
 
 def _reaches_the_end(end: int, size: int) -> bool:
     """Say whether a bound is the axis's own size or beyond; of a symbol only the former can be known."""
-    return end == size if is_symbolic(end) and end < MOST else end >= min(size, MEANS_THE_END)
+    return end == size if is_open(end) else end >= min(size, MEANS_THE_END)
 
 
 def _bounds_statements(site: Site, first: list[Axis | int], last: list[Axis | int]) -> list[Statement]:
