@@ -78,7 +78,10 @@ class _Subject:
     @property
     def shows(self) -> bool:
         """Say whether some output is not constant, so that a wrong index can be seen."""
-        return any(_varies(value) for result in self.results for value in result.values())
+        if any(_varies(value) for result in self.results for value in result.values()):
+            return True
+        first, *others = self.results
+        return any(_difference(result[name], value, exactly=True) for result in others for name, value in first.items())
 
 
 def check_rule(model: ir.Model, feed: Feed, *, seed: int = 0) -> Checked:
