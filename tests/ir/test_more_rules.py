@@ -25,7 +25,8 @@ class Situation:
     selected: int
 
     def check(self) -> Checked:
-        model = onnx.parser.parse_model('<ir_version: 10, opset_import: ["" : 21]> ' + self.text)
+        header = '<ir_version: 10, opset_import: ["" : 21, "ai.onnx.ml" : 3]> '
+        model = onnx.parser.parse_model(header + self.text)
         random = np.random.default_rng(0)
         feed = {
             name: random.standard_normal(shape).astype(np.float32) if isinstance(shape, tuple) else shape
@@ -111,6 +112,25 @@ SITUATIONS = {
         """,
         {"s": (4,), "x": (7, 4), "o": (4, 5)},
         *(2, 2),
+    ),
+    "LinearRegressor": Situation(
+        """
+        g (float[4, 3] x) => (float[4, 2] y) {
+          y = ai.onnx.ml.LinearRegressor <targets = 2, coefficients = [0.1, 0.5, -0.3, 0.7, 0.2, 0.9]> (x)
+        }
+        """,
+        {"x": (4, 3)},
+        *(1, 1),
+    ),
+    "LinearClassifier": Situation(
+        """
+        g (float[4, 3] x) => (int64[4] l, float[4, 2] y) {
+          l, y = ai.onnx.ml.LinearClassifier
+            <classlabels_ints = [3, 8], coefficients = [0.1, 0.5, -0.3, 0.7, 0.2, 0.9], intercepts = [0.1, 0.2]> (x)
+        }
+        """,
+        {"x": (4, 3)},
+        *(1, 1),
     ),
     "a sum over both axes": Situation(
         """

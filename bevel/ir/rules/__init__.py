@@ -2,6 +2,7 @@
 
 from bevel.ir.rules import (
     attention,
+    classical,
     contraction,
     contrib,
     elementwise,
@@ -28,6 +29,7 @@ from bevel.ir.rules import (
 
 __all__ = [
     "attention",
+    "classical",
     "contraction",
     "contrib",
     "elementwise",
