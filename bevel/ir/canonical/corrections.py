@@ -1,28 +1,31 @@
-"""Shape inference of Slice that assumes nothing about sizes it does not know.
-
-The library takes bounds that are numbers to lie inside an axis of unknown size: it gives `x[:, :512]` the size 512,
-whatever the run brings. Folding what follows from that would change the model.
-"""
+"""Where the library's shape inference assumes too much, ours stands in its place."""
 
 from typing import Final
 
 import onnx_ir as ir
 from onnx_shape_inference import ShapeInferenceContext, registry
 
-FIRST_OPSET: Final = 10
-BEYOND: Final = 2**29
-"""Exporters write a bound larger than every real size for "to the end"."""
-
 Dim = int | ir.SymbolicDim
 
+MICROSOFT: Final = "com.microsoft"
+FIRST_SLICE: Final = 10
+BEYOND: Final = 2**29
+"""Exporters write a bound larger than every real size for "to the end"."""
+QGEMM_ZERO_POINT: Final = 8
+"""The input of QGemm that gives the type of its output; without it the output is not quantized."""
+
 registry.collect()
-_assuming = registry.get("", "Slice", FIRST_OPSET)
-assert _assuming is not None
+_slice = registry.get("", "Slice", FIRST_SLICE)
+_qgemm = registry.get(MICROSOFT, "QGemm", 1)
+assert _slice is not None and _qgemm is not None
 
 
 def infer_slice(context: ShapeInferenceContext, node: ir.Node) -> None:
-    """Infer as the library does, then take back what it assumed."""
-    _assuming(context, node)
+    """Infer the sizes of parts, without taking bounds to lie inside an axis of unknown size.
+
+    The library gives `x[:, :512]` the size 512, whatever the run brings; folding what follows would change the model.
+    """
+    _slice(context, node)
     source, output = node.inputs[0], node.outputs[0]
     if source is None or source.shape is None or output.shape is None:
         return
@@ -30,11 +33,20 @@ def infer_slice(context: ShapeInferenceContext, node: ir.Node) -> None:
     output.shape = ir.Shape([_sure(context, before, after) for before, after in pairs])
 
 
-registry.register("", "Slice", since_version=FIRST_OPSET)(infer_slice)
-
-
 def _sure(context: ShapeInferenceContext, before: Dim, after: Dim) -> Dim:
     """Return the size after slicing; a number that came from an unknown size is only sure up to one entry."""
     if isinstance(before, int) or not isinstance(after, int) or after <= 1:
         return after
     return before if after >= BEYOND else context.new_symbolic_dim()
+
+
+def infer_qgemm(context: ShapeInferenceContext, node: ir.Node) -> None:
+    """Infer as the library does, and the type from the output's zero point; the library always says float."""
+    _qgemm(context, node)
+    zero_point = node.inputs[QGEMM_ZERO_POINT] if len(node.inputs) > QGEMM_ZERO_POINT else None
+    if zero_point is not None:
+        node.outputs[0].type = zero_point.type
+
+
+registry.register("", "Slice", since_version=FIRST_SLICE)(infer_slice)
+registry.register(MICROSOFT, "QGemm", since_version=1)(infer_qgemm)

@@ -11,7 +11,7 @@ from typing import Final
 import onnx_ir as ir
 from onnx_shape_inference import SYM_DATA_KEY, OpUsageError, ShapeInferenceError, infer_symbolic_shapes
 
-from bevel.ir.canonical import slicing  # noqa: F401 - importing it corrects the library's inference
+from bevel.ir.canonical import corrections  # noqa: F401 - importing it corrects the library's inference
 from bevel.ir.canonical.control import doubtful_values
 from bevel.ir.canonical.folding import fold_constants
 from bevel.ir.canonical.sequences import open_sequences
