@@ -53,7 +53,7 @@ def bevel() -> None:
 @click.option("--budget", "budgets", multiple=True, metavar="LIMIT", help="size=0.5x, error=0.01, latency=0.8x, ...")
 @click.option("--max-error", type=click.FloatRange(min=0), help="Largest relative error a lossy pass may make.")
 @click.option("--verify/--no-verify", default=True, help="Check every pass's promise in ONNX Runtime.  [default: on]")
-@click.option("--latency/--no-latency", default=True, help="Measure latency before and after.  [default: on]")
+@click.option("--latency/--no-latency", default=None, help="Measure latency.  [default: up to 1 GB of weights]")
 @click.option("--seed", default=0, show_default=True, help="Seed of everything random.")
 @click.option("--print-after", multiple=True, metavar="PASS", help="Print the graph after a pass ('all' for each).")
 @click.option("--time-passes", is_flag=True, help="Print how long each pass and its check took.")

@@ -12,10 +12,12 @@ import onnx_ir as ir
 from bevel.budget import Budget, Line
 from bevel.commands.files import STREAM, read, say, summarize, write
 from bevel.errors import BudgetMissed, UsageError, nearest
+from bevel.ir.cost import cost
 from bevel.passes.base import Pass, Progress, silent
 from bevel.passes.pipeline import Hooks, Pipeline, from_recipe, optimize, parse
 from bevel.report import Report, seconds_text
 
+MEASURED_BYTES = 10**9
 PROJECT = Path("pyproject.toml")
 REPORT_FORMATS: dict[str, Callable[[Report], str]] = {".json": Report.json, ".md": Report.markdown}
 
@@ -31,7 +33,7 @@ def run(
     budgets: Sequence[str],
     max_error: float | None,
     verify: bool,
-    latency: bool,
+    latency: bool | None,
     seed: int,
     print_after: Sequence[str],
     time_passes: bool,
@@ -54,7 +56,6 @@ def run(
             bisect=bisect,
             keep_failed=Path(keep_failed) if keep_failed else None,
         )
-        needs_latency = any(limit.metric == "latency" for limit in limits)
         report = optimize(
             source,
             pipeline,
@@ -62,7 +63,7 @@ def run(
             verify=verify,
             seed=seed,
             max_error=max_error,
-            measure_latency=needs_latency or (latency and verify),
+            measure_latency=_measures_latency(source, limits, latency, verify=verify),
             hooks=hooks,
         )
     lines = [limit.check(report) for limit in limits]
@@ -73,6 +74,18 @@ def run(
         _refuse(source, keep_failed, lines)
     if output and not dry_run:
         write(source, output)
+
+
+def _measures_latency(model: ir.Model, limits: Sequence[Budget], asked: bool | None, *, verify: bool) -> bool:
+    """Decide whether to run both models as deployed, for which ONNX Runtime copies their weights more than once."""
+    if any(limit.metric == "latency" for limit in limits):
+        return True
+    if asked is not None:
+        return asked
+    small = cost(model).bytes <= MEASURED_BYTES
+    if verify and not small:
+        say("latency is not measured: the weights exceed 1 GB, and it takes a multiple of them; --latency does")
+    return verify and small
 
 
 def _pipeline(passes: str | None, recipe: str | None) -> Pipeline:

@@ -183,12 +183,15 @@ def _indicator(size: int, keep: np.ndarray) -> np.ndarray:
 
 
 def _masked_places(analysis: Analysis, kept: Mapping[Dim, np.ndarray]) -> list[Summation]:
-    """Choose, for every sum over a dimension with dropped entries, the operand to zero: a weight where there is one."""
+    """Choose, for every sum over a dimension with dropped entries, the operand to zero.
+
+    An activation rather than a weight: a masked copy of every weight would take as much memory again as the model.
+    """
     chosen: dict[tuple[ir.Node, int], Summation] = {}
     touched = [place for place in analysis.facts.sums if any(atom in kept for atom in atoms(place.axis))]
     for place in touched:
         key = (place.node, id(place.axis))
-        if key not in chosen or (_is_weight(place) and not _is_weight(chosen[key])):
+        if key not in chosen or (_is_weight(chosen[key]) and not _is_weight(place)):
             chosen[key] = place
     operands = {(*key, place.input) for key, place in chosen.items()}
     # An operand may hold the axis more than once, as where a square matrix is summed up.
