@@ -71,6 +71,26 @@ def test_its_rule_is_known(python):
     assert "com.halve.Halve  bevel_halve.rules.halve" in python("-m", "bevel.cli", "rules", "Halve").stdout
 
 
+def test_its_rule_takes_part_in_the_analysis(python):
+    code = """
+import bevel
+from tests.graphs import MLP_WEIGHTS, proto
+from onnx import helper
+made = proto(\'\'\'
+mlp (float[n, 6] x) => (float[n, 3] y) {
+  h = Gemm (x, w1, b1)
+  r = Halve (h)
+  y = MatMul (r, w2)
+}
+\'\'\', MLP_WEIGHTS)
+made.graph.node[1].domain = "com.halve"
+made.opset_import.append(helper.make_opsetid("com.halve", 1))
+print([group.name for group in bevel.groups(bevel.load(made)) if group.allows("select")])
+"""
+    done = python("-c", code)
+    assert done.stdout == "['w1[1]']\n", done.stderr
+
+
 def test_without_it_nothing_of_it_is_known():
     done = subprocess.run([sys.executable, "-m", "bevel.cli", "passes"], capture_output=True, text=True, check=True)
     assert "halve" not in done.stdout

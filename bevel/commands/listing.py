@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Iterator
 
-from bevel import registry
 from bevel.errors import UsageError, nearest
 from bevel.passes.base import Pass
 from bevel.passes.options import schema
@@ -32,7 +31,6 @@ def operators(wanted: str | None) -> Iterator[str]:
     """Yield the operators that have a rule, by domain; with `wanted`, that one's rule."""
     from bevel.ir.coupling import known_rules
 
-    list(registry.rules().values())  # importing the modules registers their rules
     known = known_rules()
     if wanted is None:
         for domain in sorted({domain for domain, _ in known}):

@@ -28,9 +28,10 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import IntFlag
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from bevel import registry
 from bevel.errors import RuleError
 
 if TYPE_CHECKING:
@@ -81,13 +82,22 @@ def rule(*op_types: str, domain: str = "") -> Callable[[Rule], Rule]:
     return register
 
 
+@cache
+def load_rules() -> None:
+    """Import every installed set of rules, our own and those of plugins, which registers them."""
+    installed = registry.rules()
+    for name in installed:
+        installed[name]
+
+
 def find_rule(domain: str, op_type: str) -> Rule | None:
     """Look up the rule for an operator."""
     return _RULES.get((domain, op_type))
 
 
 def known_rules() -> Mapping[tuple[str, str], Rule]:
-    """Return every rule by domain and operator type."""
+    """Return every installed rule by domain and operator type."""
+    load_rules()
     return dict(_RULES)
 
 

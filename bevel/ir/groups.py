@@ -9,9 +9,9 @@ from functools import cached_property
 import onnx_ir as ir
 
 from bevel.errors import UsageError, nearest
-from bevel.ir import control, integers, rules  # noqa: F401 - importing the rules registers them
+from bevel.ir import control, integers
 from bevel.ir.axes import Dim, atoms, paths
-from bevel.ir.coupling import FIXED, FREE, Freedom, find_rule
+from bevel.ir.coupling import FIXED, FREE, Freedom, find_rule, load_rules
 from bevel.ir.site import STRUCTURAL, Axes, Facts, Mark, Opaque, Site
 from bevel.ir.sizes import Symbols, is_symbolic
 
@@ -121,6 +121,7 @@ def groups(model: ir.Model) -> list[Group]:
 
 def analyse(model: ir.Model, *, interface: bool = True) -> Analysis:
     """Read a graph and find its dimensions; with `interface`, the axes of its inputs and outputs are fixed."""
+    load_rules()
     symbols = Symbols()
     for _ in range(_MOST_READINGS):
         facts = Facts(symbols)
