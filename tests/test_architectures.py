@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 import onnx_ir as ir
+import onnxsim
 import pytest
 
 import bevel
@@ -54,6 +55,17 @@ def test_every_style_of_export_has_the_same_groups(name: str) -> None:
         if (name, style) not in OTHER_GRAPHS
     }
     assert len({tuple(sorted(sizes.items())) for sizes in found.values()}) == 1, found
+
+
+@pytest.mark.parametrize("name", zoo.NAMES)
+def test_simplifying_leaves_the_groups_as_they_are(name: str) -> None:
+    raw = bevel.load(zoo.path(name, "dynamo-optimized"))
+    expected = sizes_of_groups(raw)
+    bevel.optimize(raw, "simplify,fold", verify=False)
+    assert sizes_of_groups(raw) == expected
+    if name != "encoder":  # onnxsim, too, ties its equal layers
+        elsewhere, _ = onnxsim.simplify(zoo.model(name, "dynamo-optimized"))
+        assert sizes_of_groups(bevel.load(elsewhere)) == expected
 
 
 def sizes_of_groups(model: ir.Model) -> Counter[int]:

@@ -1,7 +1,8 @@
-"""Shape arithmetic that states sizes gets one use each, and is one again when the model is saved.
+"""Shape arithmetic that states sizes gets one use each, and so do tensors of one number repeated.
 
 Exporters compute `[batch, sequence, 12, 64]` once and reshape by it in all blocks. Its constants are sizes of tensors:
-were they shared, no block could have other sizes than the rest.
+were they shared, no block could have other sizes than the rest. The same goes for the zeros that recurrent layers start
+from. Copies that still are alike become one again when the model is saved.
 """
 
 from collections.abc import Hashable
@@ -36,13 +37,21 @@ def separate_arithmetic(model: ir.Model) -> None:
 
 
 def stating_nodes(graph: ir.Graph) -> list[ir.Node]:
-    """Give the nodes whose result is a short list of sizes, some of them constant, in order."""
+    """Give the nodes whose result is a short list of sizes, some of them constant, or a fill of such, in order."""
     stating: dict[ir.Node, None] = {}
     for node in graph:
         inputs = node.inputs[:1] if node.op_type in CARRYING else node.inputs
-        if is_arithmetic(node) and any(states_size(value, stating) for value in inputs):
+        if is_fill(node) or (is_arithmetic(node) and any(states_size(value, stating) for value in inputs)):
             stating[node] = None
     return list(stating)
+
+
+def is_fill(node: ir.Node) -> bool:
+    """Tell whether a node repeats one constant number."""
+    if node.domain != "" or node.op_type not in ("ConstantOfShape", "Expand"):
+        return False
+    number = known(node.inputs[0])
+    return node.op_type == "ConstantOfShape" or (number is not None and number.size == 1)
 
 
 def is_arithmetic(node: ir.Node) -> bool:
