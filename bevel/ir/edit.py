@@ -18,6 +18,7 @@ from bevel.ir.axes import Axis, Dim, Product, atoms, resolve
 from bevel.ir.content import content
 from bevel.ir.coupling import Freedom
 from bevel.ir.groups import Analysis, Group, analyse
+from bevel.ir.names import Names
 from bevel.ir.resize import Resize, Write, add_initializer
 from bevel.ir.site import Summation
 from bevel.ir.sizes import is_symbolic
@@ -67,13 +68,14 @@ def zero_dropped(analysis: Analysis, keeps: Mapping[Dim, np.ndarray]) -> None:
     """Zero the dropped entries of dimensions at one operand of every node that sums over them."""
     kept = {dim: _indicator(dim.size, keep) for dim, keep in keeps.items()}
     vectors = [(place, _mask_vector(analysis, place, kept)) for place in _masked_places(analysis, kept)]
+    names = Names(analysis.model)
     for place, vector in vectors:
-        _mask_input(place, vector)
+        _mask_input(place, vector, names)
 
 
 def apply(analysis: Analysis, taken: Mapping[Dim, np.ndarray]) -> None:
     """Index every occurrence of the dimensions with the entries taken of each."""
-    resize = Resize({dim: len(entries) for dim, entries in taken.items()})
+    resize = Resize({dim: len(entries) for dim, entries in taken.items()}, Names(analysis.model))
     writes: list[Write] = []
     for statement in analysis.facts.statements:
         writes.extend(statement(resize))
@@ -216,13 +218,13 @@ def _mask_vector(analysis: Analysis, place: Summation, kept: Mapping[Dim, np.nda
     return indicator(axes[place.position], kept).reshape([-1] + [1] * (len(axes) - place.position - 1))
 
 
-def _mask_input(place: Summation, vector: np.ndarray) -> None:
+def _mask_input(place: Summation, vector: np.ndarray, names: Names) -> None:
     """Multiply one operand of a node with zeros and ones; an operand may be multiplied more than once."""
     value, graph = place.node.inputs[place.input], place.node.graph
     assert value is not None and isinstance(graph, ir.Graph)
     dtype = value.dtype or ir.DataType.FLOAT
-    name = f"{value.name}.masked.{place.node.name or id(place.node)}.{place.position}"
-    constant = add_initializer(graph, f"{name}.mask", ir.tensor(vector.astype(dtype.numpy())))
+    name = names.free(f"{value.name}.masked.{place.node.name}.{place.position}")
+    constant = add_initializer(graph, f"{name}.mask", ir.tensor(vector.astype(dtype.numpy())), names)
     product = ir.node("Mul", [value, constant], name=name)
     product.outputs[0].name, product.outputs[0].type = name, value.type
     graph.insert_before(place.node, product)

@@ -14,14 +14,16 @@ import onnx_ir as ir
 
 from bevel.errors import EditRefused
 from bevel.ir.axes import Axis, Dim, Product, atoms, resolve
+from bevel.ir.names import Names
 from bevel.ir.sizes import is_open
 
 
 class Resize:
-    """New sizes of some dimensions, and of every axis made of them."""
+    """New sizes of some dimensions, and of every axis made of them; `names` is where writes get free names from."""
 
-    def __init__(self, sizes: Mapping[Dim, int]) -> None:
+    def __init__(self, sizes: Mapping[Dim, int], names: Names) -> None:
         self._sizes = sizes
+        self.names = names
 
     def touches(self, *axes: Axis) -> bool:
         """Say whether any of the axes holds a dimension that changes its size."""
@@ -102,11 +104,11 @@ def write_operand(node: ir.Node, index: int, elements: Sequence[Axis | int], res
         sizes.append(None if dynamic else size)
     known = [size for size in sizes if size is not None]
     if len(known) == len(sizes):
-        return lambda: set_operand(node, index, np.asarray(known))
-    return lambda: _mix_operand(node, index, sizes)
+        return lambda: set_operand(node, index, np.asarray(known), resize.names)
+    return lambda: _mix_operand(node, index, sizes, resize.names)
 
 
-def _mix_operand(node: ir.Node, index: int, sizes: Sequence[int | None]) -> None:
+def _mix_operand(node: ir.Node, index: int, sizes: Sequence[int | None], names: Names) -> None:
     """Join known sizes with entries of the present operand."""
     old, graph = node.inputs[index], node.graph
     assert old is not None and isinstance(graph, ir.Graph)
@@ -115,37 +117,32 @@ def _mix_operand(node: ir.Node, index: int, sizes: Sequence[int | None]) -> None
     parts: list[ir.Value] = []
     for place, size in enumerate(sizes):
         entry = np.array([place] if size is None else [size], np.int64 if size is None else dtype)
-        constant = add_initializer(graph, f"{name}.{place}", ir.tensor(entry))
+        constant = add_initializer(graph, f"{name}.{place}", ir.tensor(entry), names)
         if size is None:
-            gather = ir.node("Gather", [old, constant], name=f"{constant.name}.entry")
+            gather = ir.node("Gather", [old, constant], name=names.free(f"{constant.name}.entry"))
             gather.outputs[0].name = gather.name
             graph.insert_before(node, gather)
             constant = gather.outputs[0]
         parts.append(constant)
-    join = ir.node("Concat", parts, {"axis": 0}, name=f"{name}.sizes")
+    join = ir.node("Concat", parts, {"axis": 0}, name=names.free(f"{name}.sizes"))
     join.outputs[0].name = join.name
     graph.insert_before(node, join)
     node.replace_input_with(index, join.outputs[0])
 
 
-def set_operand(node: ir.Node, index: int, array: np.ndarray) -> None:
+def set_operand(node: ir.Node, index: int, array: np.ndarray, names: Names) -> None:
     """Give a node an integer constant of its own as one of its inputs, of the type that it had there."""
     graph, old = node.graph, node.inputs[index]
     assert isinstance(graph, ir.Graph)
     dtype = np.dtype(np.int64) if old is None or old.dtype is None else old.dtype.numpy()
     name = f"{node.name or node.outputs[0].name}.operand{index}"
-    value = add_initializer(graph, name, ir.tensor(array.astype(dtype)))
+    value = add_initializer(graph, name, ir.tensor(array.astype(dtype)), names)
     node.replace_input_with(index, value)
 
 
-def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    """Register a constant in a graph under a name that nothing else has."""
-    unique, count = name, 1
-    while unique in graph.initializers:
-        count += 1
-        unique = f"{name}.{count}"
-    value = ir.Value(
-        name=unique, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
+def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol, names: Names) -> ir.Value:
+    """Register a constant in a graph under a name that nothing else in the model has."""
+    shape, kind = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
+    value = ir.Value(name=names.free(name), shape=shape, type=kind, const_value=tensor)
     graph.register_initializer(value)
     return value

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from bevel.ir.canonical.dead import remove_dead
 from bevel.ir.canonical.shapes import resolve_shapes
-from bevel.ir.canonical.sharing import free_names, value_names
+from bevel.ir.names import free_names, value_names
 from bevel.passes.base import Context, Outcome, Pass, Preserving, Promise
 from bevel.passes.redundancy import bypass
 

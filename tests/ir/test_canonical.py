@@ -12,6 +12,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from bevel.backends.files import save
+from bevel.backends.onnxruntime import Level, Session
 from bevel.frontends.onnx import load
 from bevel.ir.canonical import canonicalize, folding
 from bevel.ir.canonical.sharing import ORIGIN
@@ -251,6 +252,76 @@ def test_what_could_be_large_is_not_computed():
     <int64 zero = {0}, int64 many = {1000000000000}, int64 one = {1}>
     { r = Range(zero, many, one) f = Cast <to = 1> (r) y = Add(x, f) }""")
     assert nodes(model.graph) == ["Range", "Cast", "Add"]
+
+
+def test_a_list_that_a_range_takes_for_a_scalar_becomes_one():
+    proto = onnx.parser.parse_model("""
+    <ir_version: 8, opset_import: ["" : 18]>
+    g (int64[2] x) => (int64[k] y)
+    <int64 zero = {0}, int64 one = {1}, int64[1] three = {3}>
+    {
+        n = Size(x)
+        c = Cast <to = 9> (n)
+        i = If (c) <then_branch = a () => (p) { p = Identity(three) }, else_branch = b () => (q) { q = Abs(x) }>
+        y = Range(zero, i, one)
+    }""")
+    feed = {"x": np.array([3, 4])}
+    before = session(proto.SerializeToString()).run(None, feed)
+    with Session(load(proto), level=Level.AS_DEPLOYED) as after:
+        assert after.run(feed)["y"].tolist() == before[0].tolist() == [0, 1, 2]
+
+
+def test_a_scalar_that_a_range_takes_stays_as_it_is():
+    model = canonical("""
+    <ir_version: 8, opset_import: ["" : 18]>
+    g (int64 n) => (int64[k] y) <int64 zero = {0}, int64 one = {1}> { y = Range(zero, n, one) }""")
+    assert nodes(model.graph) == ["Range"]
+
+
+BINARY = ([7, -8], [2, 3])
+FOLDED = {
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Mod", "Min", "Max"), BINARY),
+    **dict.fromkeys(("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"), BINARY),
+    **dict.fromkeys(("And", "Or", "Xor"), ([True, False], [True, True])),
+    **dict.fromkeys(("Neg", "Abs", "Identity", "Shape", "Size", "Flatten", "Transpose"), ([7, -8],)),
+    **dict.fromkeys(("Floor", "Ceil", "Sqrt", "Reciprocal"), (np.array([2.5], np.float32),)),
+    **dict.fromkeys(("Reshape", "Expand", "Tile"), ([[7, -8]], [1, 2])),
+    **dict.fromkeys(("ReduceProd", "ReduceMax", "ReduceMin"), ([7, -8], [0])),
+    "Not": ([True],),
+    "Where": ([True, False], [1, 2], [3, 4]),
+    "Cast": ([7, -8],),
+    "CastLike": ([7, -8], np.float32(1)),
+    "Range": (1, 9, 3),
+    "Concat": BINARY,
+    "Split": ([7, -8], [1, 1]),
+    "Slice": ([7, -8], [0], [1]),
+    "Gather": ([7, -8], [-1, 0]),
+    "Squeeze": ([[7]], [0]),
+    "Unsqueeze": ([7, -8], [0]),
+}
+
+
+@pytest.mark.parametrize("op_type", sorted(folding.FOLDABLE))
+def test_every_foldable_operator_is_computed(op_type):
+    arrays = [np.asarray(array) for array in FOLDED[op_type]]
+    inputs = [ir.Value(name=f"i{index}", const_value=ir.tensor(array)) for index, array in enumerate(arrays)]
+    attributes = {"Cast": {"to": 1}, "Concat": {"axis": 0}, "Flatten": {"axis": 0}}.get(op_type, {})
+    node = ir.node(op_type, inputs, attributes, num_outputs=2 if op_type == "Split" else 1)
+    graph = ir.Graph([], [], nodes=[node], initializers=inputs, opset_imports={"": 18})
+    for index, value in enumerate(node.outputs):
+        value.name, value.shape = f"o{index}", ir.Shape([3])
+    assert graph.initializers and folding.computed(node, 18, set(inputs)) is not None
+
+
+def test_a_mistake_of_ours_is_not_taken_for_an_input_that_an_operator_does_not_accept(monkeypatch):
+    def mistaken(node):
+        raise TypeError("no such argument")
+
+    monkeypatch.setattr(folding.ir, "to_proto", mistaken)
+    with pytest.raises(TypeError, match="no such argument"):
+        canonical("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (int64[1] x) => (int64[1] y) <int64[1] a = {7}, int64[1] b = {2}> { c = Mod(a, b) y = Add(x, c) }""")
 
 
 @pytest.mark.parametrize("opset", [9, 11, 13, 17, 21])

@@ -4,7 +4,7 @@ import onnx_ir as ir
 
 from bevel.errors import InvalidModel, nearest
 from bevel.ir.canonical.dead import subgraphs
-from bevel.ir.canonical.sharing import value_names
+from bevel.ir.names import value_names
 
 
 def put_in_order(model: ir.Model, where: str) -> None:

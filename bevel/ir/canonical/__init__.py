@@ -7,6 +7,7 @@ After `canonicalize`:
 * a vector or scalar initializer has one use, and so has shape arithmetic with constants in it: nothing is tied by an
   exporter's habit. Matrices and larger stay tied;
 * shapes are as far inferred as possible, symbolically, and shape arithmetic that is constant is folded;
+* what a Range is given is a scalar;
 * no dead node is left of what was folded;
 * names, doc strings, metadata, opset imports, graph inputs and outputs are what they were.
 
@@ -22,6 +23,7 @@ from bevel.ir.canonical.arithmetic import separate_arithmetic
 from bevel.ir.canonical.constants import drop_listed_initializers, lift_constants
 from bevel.ir.canonical.dead import remove_dead
 from bevel.ir.canonical.functions import inline_functions
+from bevel.ir.canonical.scalars import settle_scalars
 from bevel.ir.canonical.shapes import resolve_shapes
 from bevel.ir.canonical.sharing import lift_identities, separate_shared
 
@@ -34,6 +36,7 @@ STEPS: Final[tuple[Callable[[ir.Model], None], ...]] = (
     lift_constants,
     lift_identities,
     resolve_shapes,
+    settle_scalars,
     remove_dead,
     separate_arithmetic,
     separate_shared,

@@ -12,7 +12,8 @@ from typing import Final
 import onnx_ir as ir
 
 from bevel.ir.canonical.constants import known
-from bevel.ir.canonical.sharing import ORIGIN, free_names, value_names
+from bevel.ir.canonical.sharing import ORIGIN
+from bevel.ir.names import free_names, value_names
 
 # Operators through which sizes flow from the first input only, and those that combine all their inputs.
 CARRYING: Final = frozenset({"Cast", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze"})

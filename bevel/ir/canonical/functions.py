@@ -7,7 +7,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from bevel.ir.canonical.dead import subgraphs
-from bevel.ir.canonical.sharing import free_names
+from bevel.ir.names import free_names
 
 logger = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bevel.ir.canonical.constants import known
+from bevel.ir.names import Names
 
 # From here on, Split takes its sizes as an operand.
 FIRST_OPSET: Final = 13
@@ -17,17 +18,18 @@ def open_sequences(model: ir.Model) -> bool:
         return False
     nodes = [node for graph in model.graphs() for node in graph]
     cuts = [node for node in nodes if node.domain == "" and node.op_type == "SplitToSequence"]
-    return sum(open_sequence(node) for node in cuts) > 0
+    names = Names(model)
+    return sum(open_sequence(node, names) for node in cuts) > 0
 
 
-def open_sequence(node: ir.Node) -> bool:
+def open_sequence(node: ir.Node, names: Names) -> bool:
     """Replace one SplitToSequence and what takes its parts, if the sizes of the parts are known."""
     sizes = part_sizes(node)
     takers = [use.node for use in node.outputs[0].uses()]
     places = [taken_place(taker, len(sizes)) for taker in takers if taker.graph is node.graph]
     if not sizes or None in places or len(places) < len(takers) or node.outputs[0].is_graph_output():
         return False
-    split = split_of(node, sizes)
+    split = split_of(node, sizes, names)
     for taker, place in zip(takers, places, strict=True):
         assert place is not None and taker.graph is not None
         taker.outputs[0].replace_all_uses_with(split.outputs[place])
@@ -37,12 +39,12 @@ def open_sequence(node: ir.Node) -> bool:
     return True
 
 
-def split_of(node: ir.Node, sizes: list[int]) -> ir.Node:
+def split_of(node: ir.Node, sizes: list[int], names: Names) -> ir.Node:
     """Put a Split before a SplitToSequence."""
     graph, source, name = node.graph, node.inputs[0], node.outputs[0].name
     assert isinstance(graph, ir.Graph) and source is not None
     operand = ir.Value(
-        name=f"{name}.sizes",
+        name=names.free(f"{name}.sizes"),
         shape=ir.Shape([len(sizes)]),
         type=ir.TensorType(ir.DataType.INT64),
         const_value=ir.tensor(np.array(sizes, np.int64)),
@@ -53,7 +55,7 @@ def split_of(node: ir.Node, sizes: list[int]) -> ir.Node:
     split.metadata_props.update(node.metadata_props)
     graph.insert_before(node, split)
     for index, part in enumerate(split.outputs):
-        part.name, part.type = f"{name}.{index}", source.type
+        part.name, part.type = names.free(f"{name}.{index}"), source.type
     return split
 
 

@@ -5,13 +5,12 @@ all Reshape targets one constant. A structural edit at one use would then drag a
 stay as they are: an embedding tied to its head is tied on purpose.
 """
 
-from collections.abc import Iterator
-from itertools import count
 from typing import Final
 
 import onnx_ir as ir
 
 from bevel.ir.canonical.constants import known, replace_by_initializer
+from bevel.ir.names import free_names, value_names
 
 ORIGIN: Final = "bevel.shared"
 """Key in `value.meta`: the name of the initializer that this one was copied from."""
@@ -85,30 +84,6 @@ def copy_of(value: ir.Value, name: str) -> ir.Value:
     )
     copy.meta[ORIGIN] = value.meta.setdefault(ORIGIN, value.name)
     return copy
-
-
-def free_names(name: str, taken: set[str]) -> Iterator[str]:
-    """Give `name/2`, `name/3` and so on, those that are free, and take each.
-
-    >>> names = free_names("scale", {"scale", "scale/2"})
-    >>> next(names), next(names)
-    ('scale/3', 'scale/4')
-    """
-    for number in count(2):
-        found = f"{name}/{number}"
-        if found not in taken:
-            taken.add(found)
-            yield found
-
-
-def value_names(model: ir.Model) -> set[str]:
-    """Give the names of all values in all graphs of the model."""
-    names: set[str] = set()
-    for graph in model.graphs():
-        names.update(value.name for value in graph.inputs if value.name)
-        names.update(graph.initializers)
-        names.update(value.name for node in graph for value in node.outputs if value.name)
-    return names
 
 
 def merge_shared(model: ir.Model) -> None:

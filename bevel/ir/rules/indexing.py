@@ -148,7 +148,7 @@ def _places_statement(node: ir.Node, before: Axis, part: Axis, *, scalar: bool) 
             return ()
         start = resize.of(before)
         places = np.arange(start, start + resize.of(part), dtype=np.int64)
-        return [lambda: set_operand(node, 1, places[0] if scalar else places)]
+        return [lambda: set_operand(node, 1, places[0] if scalar else places, resize.names)]
 
     return follow
 
