@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from bevel.errors import UnsupportedModel
+from bevel.ir.mapped import replace_external
 
 STREAMED_ABOVE: Final = 1024
 """Bytes; smaller tensors are serialised with the rest."""
@@ -49,7 +50,9 @@ def plan_of(model: ir.Model, data_name: str | None) -> Plan:
 
     The model is consumed: its large initializers become references.
     """
-    streamed = refer(model, data_name)
+    streamed = large_initializers(model, data_name is not None)
+    take_in(model, {id(tensor) for _, tensor in streamed})
+    refer(streamed, data_name or "streamed")
     try:
         proto = ir.to_proto(model)
     except (ir.serde.SerdeError, ValueError, TypeError) as error:
@@ -72,21 +75,47 @@ def root_cause(error: BaseException) -> str:
     return str(error)
 
 
-def refer(model: ir.Model, data_name: str | None) -> list[tuple[ir.Value, ir.TensorProtocol]]:
-    """Put references in the place of large initializers, one after the other; give these with their tensors.
+Initializer = tuple[ir.Value, ir.TensorProtocol]
 
-    Without a data file, those of inner graphs stay: only the main graph's are streamed.
+
+def large_initializers(model: ir.Model, inner: bool) -> list[Initializer]:
+    """Give the initializers that are streamed: the large ones of the main graph, and of those inside it if asked for.
+
+    Only a data file can take those of inner graphs.
     """
-    found, offset = [], 0
-    for graph in model.graphs() if data_name else (model.graph,):
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if tensor is None or tensor.dtype == ir.DataType.STRING or tensor.nbytes <= STREAMED_ABOVE:
-                continue
-            value.const_value = reference(value, tensor, data_name or "streamed", offset)
-            found.append((value, tensor))
-            offset += tensor.nbytes
-    return found
+    values = (value for graph in (model.graphs() if inner else (model.graph,)) for value in graph.initializers.values())
+    pairs = ((value, value.const_value) for value in values)
+    return [(value, tensor) for value, tensor in pairs if tensor is not None and is_streamed(tensor)]
+
+
+def is_streamed(tensor: ir.TensorProtocol) -> bool:
+    """Tell whether a tensor is written around what protobuf serialises."""
+    return tensor.dtype != ir.DataType.STRING and tensor.nbytes > STREAMED_ABOVE
+
+
+def take_in(model: ir.Model, streamed: set[int]) -> None:
+    """Read the external tensors that are not streamed: their files are those the model was loaded from."""
+
+    def held(tensor: ir.ExternalTensor, owner: str) -> ir.TensorProtocol:
+        if id(tensor) in streamed:
+            return tensor
+        return ir.Tensor(
+            tensor.numpy(),
+            dtype=tensor.dtype,
+            name=tensor.name,
+            doc_string=tensor.doc_string,
+            metadata_props=dict(tensor.metadata_props),
+        )
+
+    replace_external(model, held)
+
+
+def refer(streamed: list[Initializer], location: str) -> None:
+    """Put references in the place of initializers, one after the other."""
+    offset = 0
+    for value, tensor in streamed:
+        value.const_value = reference(value, tensor, location, offset)
+        offset += tensor.nbytes
 
 
 def reference(value: ir.Value, tensor: ir.TensorProtocol, location: str, offset: int) -> ir.ExternalTensor:

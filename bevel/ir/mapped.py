@@ -2,7 +2,7 @@
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Final
 
 import numpy as np
@@ -73,3 +73,16 @@ class MappedTensor(ir.ExternalTensor):
 
     def release(self) -> None:
         """Do nothing: nothing is held between readers."""
+
+
+def replace_external(model: ir.Model, replaced: Callable[[ir.ExternalTensor, str], ir.TensorProtocol]) -> None:
+    """Replace the external tensors among initializers and attributes; their owners' names go to messages."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = replaced(value.const_value, str(value.name))
+    bodies = (model.graph, *(function.graph for function in model.functions.values()))
+    for node in (node for body in bodies for node in body.all_nodes()):
+        for name, attribute in node.attributes.items():
+            if isinstance(attribute.value, ir.ExternalTensor):
+                node.attributes[name] = ir.AttrTensor(name, replaced(attribute.value, node.name or node.op_type))

@@ -1,6 +1,7 @@
 """Files appear whole or not at all, the same every time, in little memory, also over the files they came from."""
 
 import io
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from onnx import numpy_helper
 
 from bevel.backends import files
 from bevel.backends.files import save
+from bevel.backends.onnxruntime import Session
 from bevel.errors import UsageError
 from bevel.frontends.onnx import load
 
@@ -65,6 +67,7 @@ def test_a_pipe_gets_it_too(tmp_path):
     code = f"""
 import sys
 from bevel.backends.files import save
+from bevel.backends.onnxruntime import Session
 from bevel.frontends.onnx import load
 save(load({str(tmp_path / "m.onnx")!r}), sys.stdout.buffer)
 """
@@ -200,6 +203,7 @@ import resource, sys
 import numpy as np
 import onnx_ir as ir
 from bevel.backends.files import save
+from bevel.backends.onnxruntime import Session
 from bevel.frontends.onnx import load
 
 rows, columns, path = 4096, 6144, sys.argv[1]
@@ -240,3 +244,40 @@ def test_a_large_model_is_halved_and_saved_over_itself_in_little_memory(tmp_path
     with (tmp_path / "m.onnx.data").open("rb") as file:
         file.seek(int({entry.key: entry.value for entry in last.external_data}["offset"]))
         assert np.fromfile(file, np.float32, 5).tolist() == [9] * 5
+
+
+EVERYWHERE = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[64, 64] x, bool c) => (float[64, 64] y, float[3] k)
+<float[64, 64] w1, float[2] small = {1, 2}>
+{
+    h = MatMul(x, w1)
+    s = ReduceSum(small)
+    k = Constant <value = float[3] {1, 2, 3}> ()
+    y = If (c) <then_branch = a () => (p) <float[64, 64] w2> { p = MatMul(h, w2) },
+                else_branch = b () => (q) { q = Add(h, s) }>
+}"""
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_nothing_refers_to_the_files_a_model_was_loaded_from(tmp_path, external):
+    proto = onnx.parser.parse_model(EVERYWHERE)
+    array = RNG.standard_normal((64, 64)).astype(np.float32)
+    branch = proto.graph.node[-1].attribute[0].g
+    for graph, name in ((proto.graph, "w1"), (branch, "w2")):
+        kept = [tensor for tensor in graph.initializer if tensor.name != name]
+        del graph.initializer[:]
+        graph.initializer.extend([*kept, numpy_helper.from_array(array, name)])
+    feed = {"x": array, "c": np.array(True)}
+    with Session(load(proto)) as session:
+        expected = session.run(feed)
+    (tmp_path / "from").mkdir()
+    (tmp_path / "to").mkdir()
+    source = tmp_path / "from" / "m.onnx"
+    onnx.save(proto, source, save_as_external_data=True, location="old", size_threshold=0, convert_attribute=True)
+    save(load(source), tmp_path / "to" / "m.onnx", external_data=external)
+    shutil.rmtree(tmp_path / "from")
+    with Session(load(tmp_path / "to" / "m.onnx")) as session:
+        found = session.run(feed)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)

@@ -1,7 +1,6 @@
 """External data: found beside the model and nowhere else, as long as the tensors say."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -9,7 +8,7 @@ import onnx_ir as ir
 
 from bevel.errors import InvalidModel, MissingData
 from bevel.frontends.onnx.tensors import byte_count
-from bevel.ir.mapped import HAD_EXTERNAL_DATA, MappedTensor
+from bevel.ir.mapped import HAD_EXTERNAL_DATA, MappedTensor, replace_external
 
 
 def attach(model: ir.Model, where: str, path: Path | None) -> None:
@@ -31,19 +30,6 @@ def attach(model: ir.Model, where: str, path: Path | None) -> None:
     replace_external(model, attached)
     if opened:
         model.graph.meta[HAD_EXTERNAL_DATA] = True
-
-
-def replace_external(model: ir.Model, attached: Callable[[ir.ExternalTensor, str], ir.TensorProtocol]) -> None:
-    """Replace the external tensors among initializers and attributes; their owners' names go to messages."""
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value = attached(value.const_value, str(value.name))
-    bodies = (model.graph, *(function.graph for function in model.functions.values()))
-    for node in (node for body in bodies for node in body.all_nodes()):
-        for name, attribute in node.attributes.items():
-            if isinstance(attribute.value, ir.ExternalTensor):
-                node.attributes[name] = ir.AttrTensor(name, attached(attribute.value, node.name or node.op_type))
 
 
 def locate(tensor: ir.ExternalTensor, path: Path, where: str) -> Path:
