@@ -18,7 +18,7 @@ ALLOWED = {
     "bevel.frontends": {"bevel.errors", "bevel.ir", "bevel.frontends"},
     "bevel.backends": {"bevel.errors", "bevel.ir", "bevel.backends"},
     "bevel.passes": {"bevel.errors", "bevel.ir", "bevel.passes", "bevel.registry"},
-    "bevel.passes.verify": {"bevel.errors", "bevel.passes.base", "bevel.backends"},
+    "bevel.passes.verify": {"bevel.errors", "bevel.passes.base", "bevel.passes.rounding", "bevel.backends"},
     "bevel.passes.pipeline": {"bevel.errors", "bevel.ir", "bevel.passes", "bevel.backends", "bevel.report"},
 }
 MACHINERY = {"bevel.passes.pipeline", "bevel.passes.verify", "bevel.passes.recipe", "bevel.passes.reproducer"}

@@ -34,4 +34,4 @@ def run(
 
 
 def _text(verdict: Verdict) -> str:
-    return "\n".join((*map(str, verdict.outputs), f"compared on {verdict.feeds} inputs"))
+    return "\n".join((*map(str, verdict.outputs), *verdict.roundings, f"compared on {verdict.feeds} inputs"))

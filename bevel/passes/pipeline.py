@@ -22,8 +22,9 @@ from bevel.passes.base import Context, Lossy, Outcome, Pass, Progress, silent
 from bevel.passes.calibration import Calibration, Feed, Source
 from bevel.passes.recipe import Pipeline, as_pipeline, from_recipe, parse
 from bevel.passes.reproducer import keep
+from bevel.passes.rounding import unit
 from bevel.passes.synthesis import synthesize
-from bevel.passes.verify import Observation, Verdict, compare, observe
+from bevel.passes.verify import Observation, Verdict, apart_from_rounding, compare, observe
 from bevel.report import Deployment, Report, Step
 
 __all__ = ["Hooks", "Pipeline", "adopt", "from_recipe", "optimize", "parse"]
@@ -187,14 +188,16 @@ class _Run:
     def _verdict(self, step: Pass, given: ir.Model, result: ir.Model, outcome: Outcome) -> Verdict | None:
         if self.latest is None:
             return None
-        expected = self.latest
+        expected, reference = self.latest, given
         if outcome.reference is not None:
             reference = given.clone()
             with _Boundary(step):
                 outcome.reference(reference)
             expected = _observed(reference, self.calibration)
         found = self._observed_result(step, result)
-        verdict = compare(expected, found, step.promise, max_error=self.max_error)
+        verdict = compare(expected, found, step.promise, max_error=self.max_error, epsilon=unit(given))
+        feeds = list(islice(self.calibration, VERIFIED_FEEDS)) if not verdict.kept else []
+        verdict = apart_from_rounding(verdict, expected, reference, result, feeds)
         verdict.demand(step.name)
         self.latest = found
         return verdict

@@ -6,7 +6,7 @@ output's own magnitude, so that a value near zero does not decide it.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -16,12 +16,15 @@ import onnx_ir as ir
 
 from bevel.backends.onnxruntime import Level, Session
 from bevel.errors import CalibrationError, PromiseBroken, UnsupportedModel
-from bevel.passes.base import Exact, Lossy, Promise
+from bevel.passes.base import Exact, Lossy, Masked, Preserving, Promise
+from bevel.passes.rounding import leave_out_rounding, unit
 
 Array = np.ndarray[Any, Any]
 
 # Half-precision kernels compute in float32 and round at every node; two such roundings on each side differ by 4 units.
 ROUNDINGS = 4
+# Rounding to a quantization step moves a value by half a step at most, a rounding that falls the other way by a whole.
+FLIP = 2
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,8 @@ class Deviation:
 
     `absolute` and `relative` are maxima, `sqnr` is in dB, `cosine` is of all values taken as one vector. Values that
     cannot be subtracted (strings, absent optionals, other shapes) are equal or infinitely apart. `epsilon` is the
-    rounding unit of the output's type. `note` says why there is no number, or that the reference is constant, so that
-    hardly any error could show.
+    rounding unit of the output's type, or of a coarser one that the model computes in. `note` says why there is no
+    number, or that the reference is constant, so that hardly any error could show.
     """
 
     output: str
@@ -57,13 +60,30 @@ class Deviation:
 
 
 @dataclass(frozen=True)
+class Unrounded:
+    """The comparison repeated with the rounding of quantized activations left out of both models.
+
+    `outputs` are its deviations, `noise` is by output what that rounding does to the reference.
+    """
+
+    activations: int
+    outputs: Mapping[str, Deviation]
+    noise: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """Whether a promise was kept, with the evidence. `max_error` is the user's limit, for lossy passes."""
+    """Whether a promise was kept, with the evidence. `max_error` is the user's limit, for lossy passes.
+
+    `unrounded` is there if quantized activations are rounded and the plain comparison failed. It decides then: without
+    the rounding the promise must hold as it stands, and with it no error may be larger than flipped roundings make.
+    """
 
     promise: Promise
     outputs: tuple[Deviation, ...]
     feeds: int
     max_error: float | None = None
+    unrounded: Unrounded | None = None
 
     @property
     def error(self) -> float:
@@ -82,11 +102,19 @@ class Verdict:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Return what weakens the evidence: outputs on which the check could not have failed."""
-        return tuple(f"output {deviation.output}: {deviation.note}" for deviation in self.outputs if deviation.note)
+        """Return what weakens the evidence: outputs on which the check could not have failed, or has rounding in it."""
+        weak = (f"output {deviation.output}: {deviation.note}" for deviation in self.outputs if deviation.note)
+        return (*weak, *self.roundings)
+
+    @property
+    def roundings(self) -> tuple[str, ...]:
+        """Return on which outputs the promise was kept only but for rounding, and by how much."""
+        coarse = (self._coarse(deviation) for deviation in self.outputs if self._kept_coarsely(deviation))
+        flipped = (self._flipped(deviation) for deviation in self.outputs if self._kept_unrounded(deviation))
+        return (*coarse, *flipped)
 
     def limit(self, deviation: Deviation) -> float:
-        """Return the relative error allowed on one output: the promise's, or a few roundings of its own type."""
+        """Return the relative error allowed on one output: the promise's, or a few roundings of the coarsest type."""
         if self.promise.rtol is None:
             return math.inf if self.max_error is None else self.max_error
         return max(self.promise.rtol, ROUNDINGS * deviation.epsilon)
@@ -96,7 +124,36 @@ class Verdict:
             return deviation.exact
         if isinstance(self.promise, Lossy) and self.max_error is None:
             return not math.isnan(deviation.relative)
-        return deviation.exact or deviation.relative <= self.limit(deviation)
+        return deviation.exact or deviation.relative <= self.limit(deviation) or self._kept_unrounded(deviation)
+
+    def _kept_coarsely(self, deviation: Deviation) -> bool:
+        """Tell whether an output is over the promise's own limit, but within a few roundings of a half precision."""
+        return (self.promise.rtol or math.inf) < deviation.relative <= ROUNDINGS * deviation.epsilon
+
+    def _coarse(self, deviation: Deviation) -> str:
+        return (
+            f"output {deviation.output}: error {deviation.relative:.2g}, for it is computed in half precision; up to "
+            f"{self.limit(deviation):.2g} is rounding"
+        )
+
+    def _kept_unrounded(self, deviation: Deviation) -> bool:
+        """Tell whether an output is over the limit by flipped roundings and nothing else."""
+        if self.unrounded is None or deviation.relative <= self.limit(deviation):
+            return False
+        smooth = self.unrounded.outputs[deviation.output]
+        return smooth.relative <= self.limit(smooth) and deviation.relative <= FLIP * self._noise(deviation)
+
+    def _noise(self, deviation: Deviation) -> float:
+        return 0.0 if self.unrounded is None else self.unrounded.noise[deviation.output]
+
+    def _flipped(self, deviation: Deviation) -> str:
+        assert self.unrounded is not None
+        return (
+            f"output {deviation.output}: error {deviation.relative:.2g} because sums in another order round some of "
+            f"{self.unrounded.activations} quantized activations the other way (their rounding alone makes an error of "
+            f"{self._noise(deviation):.2g}); without it the error is "
+            f"{self.unrounded.outputs[deviation.output].relative:.2g}"
+        )
 
     def demand(self, where: str) -> None:
         """Raise `PromiseBroken`, naming the worst output and its error, unless the promise was kept."""
@@ -121,7 +178,29 @@ def verify(reference: ir.Model, result: ir.Model, feeds: Iterable[Mapping[str, A
     with Session(reference, level=Level.AS_WRITTEN) as session:
         expected = observe(session, feeds, repeat=True)
     with Session(result, level=Level.AS_WRITTEN) as session:
-        return compare(expected, observe(session, feeds), promise)
+        verdict = compare(expected, observe(session, feeds), promise, epsilon=unit(reference))
+    return apart_from_rounding(verdict, expected, reference, result, feeds)
+
+
+def apart_from_rounding(
+    verdict: Verdict, expected: Observation, reference: ir.Model, result: ir.Model, feeds: Iterable[Mapping[str, Any]]
+) -> Verdict:
+    """Where reordered sums broke a promise, compare again without the rounding of quantized activations.
+
+    `expected` is what `reference` answered. Gives the verdict back as it was if there is no such rounding.
+    """
+    if verdict.kept or not isinstance(verdict.promise, Preserving | Masked):
+        return verdict
+    smooth, smooth_result = reference.clone(), result.clone()
+    count = leave_out_rounding(smooth)
+    if not count or leave_out_rounding(smooth_result) != count:
+        return verdict
+    with Session(smooth, level=Level.AS_WRITTEN) as session:
+        aimed = observe(session, feeds)
+    with Session(smooth_result, level=Level.AS_WRITTEN) as session:
+        outputs = compare(aimed, observe(session, feeds), verdict.promise, epsilon=unit(smooth)).outputs
+    noise = {deviation.output: deviation.relative for deviation in compare(expected, aimed, Lossy()).outputs}
+    return replace(verdict, unrounded=Unrounded(count, {found.output: found for found in outputs}, noise))
 
 
 def observe(session: Session, feeds: Iterable[Mapping[str, Any]], *, repeat: bool = False) -> Observation:
@@ -137,9 +216,14 @@ def observe(session: Session, feeds: Iterable[Mapping[str, Any]], *, repeat: boo
 
 
 def compare(
-    reference: Observation, result: Observation, promise: Promise, *, max_error: float | None = None
+    reference: Observation,
+    result: Observation,
+    promise: Promise,
+    *,
+    max_error: float | None = None,
+    epsilon: float = 0.0,
 ) -> Verdict:
-    """Compare two observations of the same feeds; see `verify`."""
+    """Compare two observations of the same feeds; see `verify`. `epsilon` is the coarsest rounding unit inside."""
     if not reference.answers:
         raise CalibrationError("there are no inputs to verify with", remedy="zero inputs prove nothing")
     if not reference.stable:
@@ -156,7 +240,8 @@ def compare(
     )
     missing = [name for name in result.answers[0] if name not in names]
     extra = (_incomparable(name, "not an output of the reference") for name in missing)
-    return Verdict(promise, (*outputs, *extra), len(reference.answers), max_error)
+    found = [replace(deviation, epsilon=max(deviation.epsilon, epsilon)) for deviation in (*outputs, *extra)]
+    return Verdict(promise, tuple(found), len(reference.answers), max_error)
 
 
 def deviate(output: str, reference: Sequence[Any], result: Sequence[Any]) -> Deviation:
