@@ -74,8 +74,8 @@ class Checked:
 
 
 @dataclass(frozen=True)
-class _Subject:
-    """A model of known sizes, with feeds and what it makes of them."""
+class Subject:
+    """A model of known sizes in canonical form, with feeds and what it makes of them."""
 
     model: ir.Model
     feeds: tuple[Feed, ...]
@@ -87,7 +87,7 @@ class _Subject:
         if any(_varies(value) for result in self.results for value in result.values()):
             return True
         first, *others = self.results
-        return any(_difference(result[name], value, exactly=True) for result in others for name, value in first.items())
+        return any(difference(result[name], value, exactly=True) for result in others for name, value in first.items())
 
 
 def check_rule(model: ir.Model, feed: Feed, *, seed: int = 0) -> Checked:
@@ -96,7 +96,7 @@ def check_rule(model: ir.Model, feed: Feed, *, seed: int = 0) -> Checked:
     The interface is left open, so the dimensions of graph inputs are tried too. Floats in `feed` are also drawn anew
     from the same range. The model itself is left as it is. Raises `UnsupportedModel` if it does not run on `feed`.
     """
-    subject = _subject(model, feed, np.random.default_rng(seed))
+    subject = prepare(model, feed, np.random.default_rng(seed))
     if subject is None:
         return Checked(skipped=("its outputs differ from run to run",))
     analysis = analyse(subject.model, interface=False)
@@ -126,8 +126,8 @@ def check_rule(model: ir.Model, feed: Feed, *, seed: int = 0) -> Checked:
     return Checked(
         permuted=len(tried[Freedom.PERMUTE]),
         selected=len(tried[FREE]),
-        permuted_operators=frozenset(_operators(analysis, tried[Freedom.PERMUTE])),
-        selected_operators=frozenset(_operators(analysis, tried[FREE])),
+        permuted_operators=frozenset(operators_with(analysis, tried[Freedom.PERMUTE])),
+        selected_operators=frozenset(operators_with(analysis, tried[FREE])),
         disagreements=tuple(found),
         skipped=tuple(skipped),
         fixed=() if trials else tuple(dict.fromkeys(mark.why for mark in analysis.facts.marks)),
@@ -195,7 +195,7 @@ def _places(analysis: Analysis, dim: Dim) -> list[str]:
     ]
 
 
-def _operators(analysis: Analysis, wanted: Collection[Dim]) -> Iterator[tuple[str, str]]:
+def operators_with(analysis: Analysis, wanted: Collection[Dim]) -> Iterator[tuple[str, str]]:
     """Name the operators of which some input or output holds one of the dimensions."""
     for node in ir.traversal.RecursiveGraphIterator(analysis.model.graph):
         values = [value for value in (*node.inputs, *node.outputs) if value is not None]
@@ -207,7 +207,7 @@ def _operators(analysis: Analysis, wanted: Collection[Dim]) -> Iterator[tuple[st
 # The model and what it computes
 
 
-def _subject(model: ir.Model, feed: Feed, random: np.random.Generator) -> _Subject | None:
+def prepare(model: ir.Model, feed: Feed, random: np.random.Generator) -> Subject | None:
     """Bring a clone to the sizes of the feed and run it; None if two runs differ."""
     model = model.clone()
     for value in model.graph.inputs:
@@ -216,7 +216,7 @@ def _subject(model: ir.Model, feed: Feed, random: np.random.Generator) -> _Subje
     canonicalize(model)
     with Session(model, level=Level.AS_WRITTEN, threads=1) as session:
         result = session.run(feed)
-        if any(_difference(result[name], again, exactly=True) for name, again in session.run(feed).items()):
+        if any(difference(result[name], again, exactly=True) for name, again in session.run(feed).items()):
             return None
         redrawn = {name: _redrawn(value, random) for name, value in feed.items()}
         second = _try_run(session, redrawn)
@@ -224,8 +224,8 @@ def _subject(model: ir.Model, feed: Feed, random: np.random.Generator) -> _Subje
         if isinstance(array := result[value.name or ""], np.ndarray):
             value.shape = ir.Shape(array.shape)
     if second is None or any(_shape(second[name]) != _shape(array) for name, array in result.items()):
-        return _Subject(model, (feed,), (result,))
-    return _Subject(model, (feed, redrawn), (result, second))
+        return Subject(model, (feed,), (result,))
+    return Subject(model, (feed, redrawn), (result, second))
 
 
 def _try_run(session: Session, feed: Feed) -> Feed | None:
@@ -259,7 +259,7 @@ def _redrawn(value: Any, random: np.random.Generator) -> Any:
 # One trial
 
 
-def _disagreement(subject: _Subject, expected: Sequence[Feed], taken: Taken) -> str:
+def _disagreement(subject: Subject, expected: Sequence[Feed], taken: Taken) -> str:
     """Edit a clone, feed it the entries taken, and compare; return what differs, or nothing."""
     analysis, indices = _clone(subject.model, taken)
     inputs, outputs = _axes_of(analysis, analysis.model.graph.inputs), _axes_of(analysis, analysis.model.graph.outputs)
@@ -272,7 +272,7 @@ def _disagreement(subject: _Subject, expected: Sequence[Feed], taken: Taken) -> 
         return error.what
     for result, original in zip(results, expected, strict=True):
         for name, value in _each(original, outputs, indices).items():
-            if problem := _difference(result[name], value):
+            if problem := difference(result[name], value):
                 return f"output {name!r} {problem}"
     return ""
 
@@ -284,7 +284,7 @@ def _clone(model: ir.Model, taken: Taken) -> tuple[Analysis, dict[Dim, Array]]:
     return analysis, {dims[number]: index for number, index in taken.items()}
 
 
-def _masked(subject: _Subject, taken: Taken) -> Sequence[Feed]:
+def _masked(subject: Subject, taken: Taken) -> Sequence[Feed]:
     """Run the model at full size with the consumers of dropped entries zeroed."""
     analysis, indices = _clone(subject.model, taken)
     if not any(atom in indices for place in analysis.facts.sums for atom in atoms(place.axis)):
@@ -314,21 +314,21 @@ def _indexed(value: Any, axes: Axes | None, indices: Mapping[Dim, Array]) -> Any
     return value
 
 
-def _difference(got: Any, expected: Any, *, exactly: bool = False) -> str:
-    """Say how a result differs from what it should be; nothing if it does not."""
+def difference(got: Any, expected: Any, *, exactly: bool = False, ulps: float = ULPS) -> str:
+    """Say how a result differs from what it should be, by more than so many units; nothing if it does not."""
     if got is None or expected is None:
         return "" if got is expected else "is absent in one of the two"
     if isinstance(expected, list):
         if len(got) != len(expected):
             return f"has {len(got)} items instead of {len(expected)}"
-        problems = (_difference(a, b, exactly=exactly) for a, b in zip(got, expected, strict=True))
+        problems = (difference(a, b, exactly=exactly, ulps=ulps) for a, b in zip(got, expected, strict=True))
         return next(filter(None, problems), "")
     got, expected = np.asarray(got), np.asarray(expected)
     if got.shape != expected.shape:
         return f"has shape {got.shape} instead of {expected.shape}"
     if not _is_float(got):
         return _exact_difference(got, expected)
-    return _float_difference(got, expected, exactly)
+    return _float_difference(got, expected, 0 if exactly else ulps, 0 if exactly else ULPS_OF_ONE)
 
 
 def _is_float(array: Array) -> bool:
@@ -340,7 +340,7 @@ def _exact_difference(got: Array, expected: Array) -> str:
     return f"differs at {wrong} of {got.size} entries" if wrong else ""
 
 
-def _float_difference(got: Array, expected: Array, exactly: bool) -> str:
+def _float_difference(got: Array, expected: Array, ulps: float, ulps_of_one: float) -> str:
     """Compare floats relative to the largest finite magnitude; what is not finite must be the same."""
     unit = float(ml_dtypes.finfo(got.dtype).eps)  # type: ignore[no-untyped-call]
     a, b = got.astype(np.complex128), expected.astype(np.complex128)
@@ -349,5 +349,5 @@ def _float_difference(got: Array, expected: Array, exactly: bool) -> str:
         return "differs where it is not finite"
     error = float(np.abs(a[finite] - b[finite]).max(initial=0.0))
     largest = float(np.abs(b[finite]).max(initial=0.0))
-    allowed = 0.0 if exactly else unit * max(ULPS * largest, ULPS_OF_ONE)
+    allowed = unit * max(ulps * largest, ulps_of_one)
     return f"differs by {error:.3g}, more than {allowed:.3g}" if error > allowed else ""

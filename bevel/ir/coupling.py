@@ -33,16 +33,23 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from bevel import registry
 from bevel.errors import RuleError
+from bevel.ir.action import NONLINEAR, Action
 
 if TYPE_CHECKING:
     from bevel.ir.site import Site
 
 
 class Freedom(IntFlag):
-    """What may be done to a dimension without changing the function."""
+    """What may be done to a dimension without changing the function.
+
+    Rules state the first two for an axis. The others are found from how operators act (`bevel.ir.symmetry`).
+    """
 
     PERMUTE = 1  # any order computes the same
     SELECT = 2  # entries can be dropped; the result is that of the network with their consumers' slices zeroed
+    SCALE = 4  # a positive diagonal can move from some tensors to others
+    ROTATE = 8  # an orthogonal matrix can
+    LINEAR = 16  # any invertible matrix can
 
 
 FIXED = Freedom(0)
@@ -67,16 +74,23 @@ class Coupling:
 
 
 Rule: TypeAlias = Callable[["Site"], Coupling | None]
+Acts: TypeAlias = Action | Callable[["Site"], Action]
 
 _RULES: dict[tuple[str, str], Rule] = {}
+_ACTIONS: dict[tuple[str, str], Acts] = {}
 
 
-def rule(*op_types: str, domain: str = "") -> Callable[[Rule], Rule]:
-    """Register a rule for operators of a domain; a rule returns a `Coupling` or states its axes on the site."""
+def rule(*op_types: str, domain: str = "", acts: Acts = NONLINEAR) -> Callable[[Rule], Rule]:
+    """Register a rule for operators of a domain; a rule returns a `Coupling` or states its axes on the site.
+
+    `acts` says how the operators act on numbers, or, where that depends on the node, computes it from the site. What
+    does not say so is taken for nonlinear.
+    """
 
     def register(function: Rule) -> Rule:
         for op_type in op_types:
             _RULES[domain, op_type] = function
+            _ACTIONS[domain, op_type] = acts
         return function
 
     return register
@@ -93,6 +107,11 @@ def load_rules() -> None:
 def find_rule(domain: str, op_type: str) -> Rule | None:
     """Look up the rule for an operator."""
     return _RULES.get((domain, op_type))
+
+
+def find_action(domain: str, op_type: str) -> Acts:
+    """Look up how an operator acts on numbers."""
+    return _ACTIONS.get((domain, op_type), NONLINEAR)
 
 
 def known_rules() -> Mapping[tuple[str, str], Rule]:

@@ -14,6 +14,7 @@ from bevel.ir.axes import Dim, atoms, paths
 from bevel.ir.coupling import FIXED, FREE, Freedom, find_rule, load_rules
 from bevel.ir.site import STRUCTURAL, Axes, Facts, Mark, Opaque, Site
 from bevel.ir.sizes import Symbols, is_symbolic
+from bevel.ir.symmetry import MOTIONS, Motion, Symmetry
 
 # A symbol that turns out to have a size (it meets a weight) is put in and everything is read again.
 _MOST_READINGS = 4
@@ -41,31 +42,45 @@ class Group:
     dim: Dim = field(repr=False)
     members: tuple[Member, ...] = field(repr=False)
     marks: tuple[Mark, ...] = field(repr=False)
+    symmetry: Symmetry = field(repr=False)
 
     @cached_property
     def freedom(self) -> Freedom:
-        """What every occurrence of the dimension allows."""
+        """What every occurrence of the dimension allows of `permute` and `select`."""
         freedom = FREE
         for mark in self.marks:
             freedom &= mark.keeps
         return freedom
 
+    def motions(self, kind: Freedom | str) -> list[Motion]:
+        """Return what a scale, rotation or linear map of the dimension multiplies, one independent motion each."""
+        return self.symmetry.motions(self.dim, _freedom(kind))
+
     def allows(self, kind: Freedom | str) -> bool:
-        """Say whether an edit (`permute`, `select`) leaves the function as promised."""
-        wanted = Freedom[kind.upper()] if isinstance(kind, str) else kind
-        return wanted in self.freedom
+        """Say whether an edit (`permute`, `select`, `scale`, `rotate`, `linear`) leaves the function as promised."""
+        wanted = _freedom(kind)
+        return wanted & FREE in self.freedom and all(self.motions(each) for each in wanted & MOTIONS)
 
     def why(self, kind: Freedom | str) -> tuple[str, ...]:
         """Give the reasons why an edit is not allowed, the blocking node by name."""
-        wanted = Freedom[kind.upper()] if isinstance(kind, str) else kind
-        return tuple(dict.fromkeys(_reason(mark) for mark in self.marks if wanted not in mark.keeps))
+        wanted = _freedom(kind)
+        marks = [_reason(mark) for mark in self.marks if wanted & FREE not in mark.keeps]
+        return tuple(dict.fromkeys([*marks, *self._why_still(wanted)]))
+
+    def _why_still(self, wanted: Freedom) -> Iterator[str]:
+        for each in wanted & MOTIONS:
+            yield from self.symmetry.why(self.dim, each)
 
     def __str__(self) -> str:
-        allowed = " ".join(freedom.name.lower() for freedom in Freedom if freedom in self.freedom and freedom.name)
+        allowed = " ".join(kind.name.lower() for kind in Freedom if kind.name and self.allows(kind))
         reasons = self.why(Freedom.SELECT)
         note = f"  {reasons[0]}" if reasons else ""
         tensors = len({member.value for member in self.members})
-        return f"{self.name:<40} {self.size:>6}  {allowed or 'fixed':<15}{note}  ({tensors} tensors)"
+        return f"{self.name:<40} {self.size:>6}  {allowed or 'fixed':<34}{note}  ({tensors} tensors)"
+
+
+def _freedom(kind: Freedom | str) -> Freedom:
+    return Freedom[kind.upper()] if isinstance(kind, str) else kind
 
 
 def _reason(mark: Mark) -> str:
@@ -75,9 +90,10 @@ def _reason(mark: Mark) -> str:
 class Analysis:
     """The dimensions of one model, as it stood when it was read."""
 
-    def __init__(self, model: ir.Model, facts: Facts) -> None:
+    def __init__(self, model: ir.Model, facts: Facts, *, interface: bool) -> None:
         self.model = model
         self.facts = facts
+        self.symmetry = Symmetry(model, facts, interface=interface)
 
     def axes(self, value: ir.Value) -> Axes | None:
         """Return the axes of a value, or None where its rank is not known."""
@@ -129,7 +145,7 @@ def analyse(model: ir.Model, *, interface: bool = True) -> Analysis:
         if not _learn(facts):
             break
         symbols = symbols.restart()
-    return Analysis(model, facts)
+    return Analysis(model, facts, interface=interface)
 
 
 def _learn(facts: Facts) -> bool:
@@ -246,7 +262,7 @@ def _collect(analysis: Analysis) -> Iterator[Group]:
     for atom, found in members.items():
         marks = tuple(analysis.marks.get(atom, ()))
         if atom.size > 1 and STRUCTURAL.isdisjoint(mark.why for mark in marks):
-            yield Group(str(_namesake(found)), atom.size, atom, tuple(found), marks)
+            yield Group(str(_namesake(found)), atom.size, atom, tuple(found), marks, analysis.symmetry)
 
 
 def _namesake(members: Sequence[Member]) -> Member:

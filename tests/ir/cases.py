@@ -3,12 +3,13 @@
 import os
 import pickle
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from itertools import islice
 from multiprocessing import get_context
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -105,6 +106,9 @@ def form(case: Case, given: tuple[str, ...]) -> Form:
     return Form(case.name, given, ir.from_proto(model), feed)
 
 
+Found = TypeVar("Found")
+
+
 @dataclass
 class Tally:
     """What a run over the corpus found."""
@@ -156,9 +160,14 @@ def label(domain: str, op_type: str) -> str:
 
 def sweep(workers: int = os.cpu_count() or 1) -> Tally:
     """Try every form of every case, in several processes."""
+    return sum(in_processes(share, workers), Tally())
+
+
+def in_processes(share: Callable[[int, int], Found], workers: int = os.cpu_count() or 1) -> list[Found]:
+    """Call `share` for every `workers`-th case from each of the first ones on, in processes of their own."""
     restated_tests()  # made once, before the workers look for it
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return sum(pool.map(share, range(workers), [workers] * workers), Tally())
+        return list(pool.map(share, range(workers), [workers] * workers))
 
 
 def share(first: int, step: int) -> Tally:

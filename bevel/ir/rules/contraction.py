@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from bevel.ir.action import AFFINE, CONTRACTED, MULTIPLIED
 from bevel.ir.coupling import Coupling, rule
 from bevel.ir.site import Opaque, Site
 
 
-@rule("MatMul")
+@rule("MatMul", acts=MULTIPLIED)
 def matmul(site: Site) -> Coupling:
     """State numpy's matrix product; a vector has only the contracted axis."""
     return matrix_product(site)
@@ -35,7 +36,7 @@ def _zero_point(site: Site, index: int, full: str, vector: str) -> str:
     return vector if len(site.axes(index)) == 1 else full
 
 
-@rule("Gemm")
+@rule("Gemm", acts=AFFINE)
 def gemm(site: Site) -> Coupling:
     """State a matrix product with either operand transposed and an addend that broadcasts."""
     left = "k m" if site.integer("transA") else "m k"
@@ -52,7 +53,8 @@ def _addend(site: Site, index: int, words: str) -> str:
     return " ".join("1" if axis.size == 1 else name for axis, name in zip(axes, names, strict=True)) or "."
 
 
-@rule("Conv", "ConvInteger")
+@rule("Conv", acts=AFFINE)
+@rule("ConvInteger")
 def conv(site: Site) -> Coupling:
     """State a convolution, plain, grouped or depthwise: taps and positions are fixed."""
     integer = site.node.op_type == "ConvInteger"
@@ -69,7 +71,7 @@ def _scalar(site: Site, index: int) -> bool:
     return not site.has(index) or all(axis.size == 1 for axis in site.axes(index))
 
 
-@rule("ConvTranspose")
+@rule("ConvTranspose", acts=AFFINE)
 def conv_transpose(site: Site) -> Coupling:
     """State a transposed convolution: the weight holds inputs first, outputs per group second."""
     return Coupling(
@@ -97,7 +99,7 @@ def causal_conv(site: Site) -> Coupling:
     return Coupling("n c _, c 1 _, c, n c _ -> n c _, n c _")
 
 
-@rule("Einsum")
+@rule("Einsum", acts=CONTRACTED)
 def einsum(site: Site) -> Coupling:
     """Read the equation: it is a rule already."""
     equation = site.text("equation").replace(" ", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bevel.ir.action import MULTIPLIED, ROOT_MEAN_SQUARE
 from bevel.ir.axes import ONE, Axis
 from bevel.ir.coupling import Coupling, Freedom, rule
 from bevel.ir.rules.contraction import conv, conv_transpose, gemm
@@ -15,14 +16,15 @@ from bevel.ir.site import Opaque, Site
 _ADDRESSED = "it is addressed by value"
 
 # Operators that read as those of ai.onnx do.
-rule("SimplifiedLayerNormalization")(layer_normalization)
+rule("SimplifiedLayerNormalization", acts=ROOT_MEAN_SQUARE)(layer_normalization)
 rule("FusedGemm", domain=MICROSOFT)(gemm)
 rule("Gelu", "QuickGelu", domain=MICROSOFT)(pointwise)
 rule("BiasGelu", "FastGelu", "BiasAdd", domain=MICROSOFT)(broadcasting)
 rule("Pad", domain=MICROSOFT)(pad)
 
 
-@rule("FusedMatMul", "FusedMatMulActivation", "TransposeMatMul", domain=MICROSOFT)
+@rule("FusedMatMul", "TransposeMatMul", domain=MICROSOFT, acts=MULTIPLIED)
+@rule("FusedMatMulActivation", domain=MICROSOFT)
 def fused_matmul(site: Site) -> Coupling:
     """State a matrix product whose operands may be transposed, also across their batch axes."""
     rows, columns = len(site.axes(0)) > 1, len(site.axes(1)) > 1

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from bevel.ir.action import (
+    ADDED,
+    CHOSEN,
+    DIVIDED,
+    HOMOGENEOUS,
+    INVERTED,
+    LARGEST,
+    LINEAR,
+    MULTIPLIED,
+    NONLINEAR,
+    Action,
+)
 from bevel.ir.coupling import Coupling, Freedom, rule
 from bevel.ir.site import Opaque, Site
 
 _COMPARISONS = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
 
 
+@rule("Cast", "CastLike", "Identity", "Neg", acts=LINEAR)
+@rule("Abs", "LeakyRelu", "Relu", acts=HOMOGENEOUS)
+@rule("Reciprocal", acts=INVERTED)
 @rule(
-    *("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitCast", "BitwiseNot", "Cast", "Ceil", "Celu", "Cos"),
-    *("Cosh", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN"),
-    *("LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign"),
-    *("Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Clip", "CastLike"),
+    *("Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitCast", "BitwiseNot", "Ceil", "Celu", "Clip", "Cos"),
+    *("Cosh", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "IsInf", "IsNaN", "Log", "Mish"),
+    *("Not", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish"),
+    *("Tan", "Tanh", "ThresholdedRelu"),
 )
 def pointwise(site: Site) -> None:
     """State that the output has the axes of the first operand; others are scalars or give a type only."""
@@ -22,10 +37,15 @@ def pointwise(site: Site) -> None:
     site.set(0, site.axes(0))
 
 
+@rule("Add", "Mean", "Sub", "Sum", acts=ADDED)
+@rule("Max", "Min", acts=LARGEST)
+@rule("Mul", acts=MULTIPLIED)
+@rule("Div", acts=DIVIDED)
+@rule("PRelu", acts=HOMOGENEOUS)
+@rule("Where", acts=CHOSEN)
 @rule(
-    *("Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual"),
-    *("Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "Pow", "PRelu", "Sub", "Sum", "Where", "Xor"),
-    "StringConcat",
+    *("And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Equal", "Greater", "GreaterOrEqual", "Less"),
+    *("LessOrEqual", "Mod", "Or", "Pow", "StringConcat", "Xor"),
 )
 def broadcasting(site: Site) -> None:
     """State that operands are aligned at the right; axes of size one do not join."""
@@ -43,7 +63,12 @@ def _numbers(site: Site, index: int) -> bool:
     return value.const_value is not None and value.const_value.dtype in (ir.DataType.INT64, ir.DataType.INT32)
 
 
-@rule("Dropout")
+def inference(site: Site) -> Action:
+    """Dropout passes its input on, unless it is told to train."""
+    return LINEAR if site.version >= 7 and not site.has(2) else NONLINEAR
+
+
+@rule("Dropout", acts=inference)
 def dropout(site: Site) -> None:
     """State that outputs and mask have the input's axes."""
     site.set(0, site.axes(0))

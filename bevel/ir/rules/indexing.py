@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from bevel.ir.action import MOVED
 from bevel.ir.axes import Axis, fresh, product, total
 from bevel.ir.coupling import Freedom, rule
 from bevel.ir.resize import Resize, Statement, Write, attribute_sizes, operand_sizes, set_operand
@@ -19,7 +20,7 @@ NOT_WRITTEN = "what is not written keeps its old value"
 MEANS_THE_END = 2**29  # exporters write a bound beyond every real size for "to the end"
 
 
-@rule("Slice")
+@rule("Slice", acts=MOVED)
 def slice_(site: Site) -> None:
     """Cut a part out of an axis, or every s-th entry; the bounds follow."""
     axes = list(site.axes(0))
@@ -114,7 +115,7 @@ def _attribute_bounds(node: ir.Node, name: str, bounds: list[Axis | int]) -> Sta
     return attribute_sizes(node, name, [fresh(bound) if isinstance(bound, int) else bound for bound in bounds])
 
 
-@rule("Gather")
+@rule("Gather", acts=MOVED)
 def gather(site: Site) -> None:
     """Take entries of one axis: by constant places, or by a value that only the run tells."""
     data, indices = site.axes(0), site.axes(1)
@@ -153,7 +154,7 @@ def _places_statement(node: ir.Node, before: Axis, part: Axis, *, scalar: bool) 
     return follow
 
 
-@rule("GatherElements")
+@rule("GatherElements", acts=MOVED)
 def gather_elements(site: Site) -> None:
     """Take entries along one axis by value; the other axes are the same where both are taken whole."""
     data, indices = site.axes(0), site.axes(1)
@@ -176,7 +177,7 @@ def _whole_axes(site: Site, data: Sequence[Axis], indices: Sequence[Axis], addre
     return list(indices)
 
 
-@rule("GatherND")
+@rule("GatherND", acts=MOVED)
 def gather_nd(site: Site) -> None:
     """Take sub-tensors by value; batch axes and the trailing axes that are taken whole stay free."""
     data, indices = site.axes(0), site.axes(1)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from bevel.ir.action import JOINED, MOVED, NONLINEAR, Action
 from bevel.ir.axes import ONE, Axis, fresh, product, resolve, total
 from bevel.ir.coupling import Coupling, Freedom, rule
 from bevel.ir.resize import Resize, Statement, Write, attribute_sizes, drop_attribute, operand_sizes, write_operand
@@ -13,7 +14,7 @@ from bevel.ir.site import Axes, Opaque, Site
 from bevel.ir.sizes import is_symbolic
 
 
-@rule("Transpose")
+@rule("Transpose", acts=MOVED)
 def transpose(site: Site) -> None:
     """Reorder whole axes."""
     axes = site.axes(0)
@@ -23,7 +24,7 @@ def transpose(site: Site) -> None:
     site.set(0, [axes[place] for place in order])
 
 
-@rule("Reshape")
+@rule("Reshape", acts=MOVED)
 def reshape(site: Site) -> None:
     """Equate the product of the axes before and after; the target follows."""
     source = site.axes(0)
@@ -82,7 +83,7 @@ def _is_open(element: Axis | int) -> bool:
     return not isinstance(element, int) and is_symbolic(element.size)
 
 
-@rule("Flatten")
+@rule("Flatten", acts=MOVED)
 def flatten(site: Site) -> None:
     """Merge the axes before and from a place on."""
     axes = site.axes(0)
@@ -91,7 +92,7 @@ def flatten(site: Site) -> None:
     site.set(0, (product(*axes[:place]), product(*axes[place:])))
 
 
-@rule("Squeeze")
+@rule("Squeeze", acts=MOVED)
 def squeeze(site: Site) -> None:
     """Leave out axes of size one."""
     axes = site.axes(0)
@@ -104,7 +105,7 @@ def squeeze(site: Site) -> None:
     site.set(0, [axis for place, axis in enumerate(axes) if place not in places])
 
 
-@rule("Unsqueeze")
+@rule("Unsqueeze", acts=MOVED)
 def unsqueeze(site: Site) -> None:
     """Insert axes of size one."""
     axes = list(site.axes(0))
@@ -121,7 +122,7 @@ def _places(site: Site, rank: int) -> set[int] | None:
     return None if listed is None else {site.position(place, rank) for place in listed}
 
 
-@rule("Concat")
+@rule("Concat", acts=JOINED)
 def concat(site: Site) -> None:
     """Lay operands end to end along one axis; the others are the same."""
     operands = [site.axes(index) for index in range(site.inputs)]
@@ -133,7 +134,7 @@ def concat(site: Site) -> None:
     site.set(0, (*operands[0][:place], joined, *operands[0][place + 1 :]))
 
 
-@rule("Split")
+@rule("Split", acts=MOVED)
 def split(site: Site) -> None:
     """Cut one axis into parts; the sizes of the parts follow."""
     axes = site.axes(0)
@@ -190,7 +191,7 @@ def cut(site: Site, axis: Axis, place: int) -> tuple[Axis, Axis]:
     return site.facts.solver.cut(axis, place)
 
 
-@rule("Expand")
+@rule("Expand", acts=MOVED)
 def expand(site: Site) -> None:
     """Repeat along axes of size one; any order of the copies is the same."""
     source, target = site.axes(0), site.integers(1)
@@ -222,7 +223,7 @@ def _expand_to_unknown(site: Site, source: Axes) -> None:
     site.set(0, axes)
 
 
-@rule("Tile")
+@rule("Tile", acts=MOVED)
 def tile(site: Site) -> None:
     """Repeat whole axes; any order of the copies is the same."""
     if site.version < 6:
@@ -233,7 +234,19 @@ def tile(site: Site) -> None:
     site.states(operand_sizes(site.node, 1, repeats))
 
 
-@rule("Pad")
+def zero_padding(site: Site) -> Action:
+    """Padding passes scales where it adds zeros, or entries of its input."""
+    return MOVED if site.text("mode", "constant") != "constant" or _pads_zeros(site) else NONLINEAR
+
+
+def _pads_zeros(site: Site) -> bool:
+    if not site.has(2):
+        return site.node.attributes.get_float("value", 0.0) == 0
+    tensor = site.value(2).const_value
+    return tensor is not None and tensor.size == 1 and not tensor.numpy().any()
+
+
+@rule("Pad", acts=zero_padding)
 def pad(site: Site) -> None:
     """Put constants around an axis: the padding is a part of it like any other."""
     axes = site.axes(0)
@@ -292,7 +305,7 @@ def _cropped(site: Site, axis: Axis, left: int, right: int) -> Axis:
     return cut(site, rest, rest.size - right)[0]
 
 
-@rule("DepthToSpace")
+@rule("DepthToSpace", acts=MOVED)
 def depth_to_space(site: Site) -> Coupling:
     """Spread channels over blocks of positions; channels stay free."""
     block = site.integer("blocksize")
@@ -300,7 +313,7 @@ def depth_to_space(site: Site) -> Coupling:
     return Coupling(f"n {depth} h w -> n c (h p) (w q)", sizes={"p": block, "q": block}, fixed="pqhw")
 
 
-@rule("SpaceToDepth")
+@rule("SpaceToDepth", acts=MOVED)
 def space_to_depth(site: Site) -> Coupling:
     """Gather blocks of positions into channels; channels stay free."""
     block = site.integer("blocksize")

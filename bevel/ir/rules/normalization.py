@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bevel.ir.action import GAINED, NONLINEAR, ROOT_MEAN_SQUARE, SHIFTED, Action
 from bevel.ir.axes import ONE
 from bevel.ir.coupling import Coupling, Freedom, rule
 from bevel.ir.rules.spatial import spatial
@@ -10,7 +11,8 @@ from bevel.ir.site import Opaque, Site
 STATISTICS = "its statistics run over it"
 
 
-@rule("LayerNormalization", "RMSNormalization")
+@rule("LayerNormalization", acts=GAINED)
+@rule("RMSNormalization", acts=ROOT_MEAN_SQUARE)
 def layer_normalization(site: Site) -> None:
     """Normalise over the axes from `axis` on; gain and bias have those axes."""
     axes = site.axes(0)
@@ -24,25 +26,33 @@ def layer_normalization(site: Site) -> None:
         site.set(index, output)
 
 
-@rule("BatchNormalization")
+def _trains(site: Site) -> bool:
+    return bool(site.integer("training_mode")) or site.outputs > 1
+
+
+def fixed_statistics(site: Site) -> Action:
+    """Outside training, the statistics are operands like any other."""
+    return NONLINEAR if _trains(site) else SHIFTED
+
+
+@rule("BatchNormalization", acts=fixed_statistics)
 def batch_normalization(site: Site) -> Coupling:
     """Scale and shift each channel; in training mode the statistics run over everything else."""
     words = spatial(site)
-    training = site.integer("training_mode") or site.outputs > 1
     return Coupling(
         f"n c {words}, c, c, c, c -> n c {words}, c, c, c, c",
-        statistics=["n", *words.split()] if training else (),
+        statistics=["n", *words.split()] if _trains(site) else (),
     )
 
 
-@rule("InstanceNormalization")
+@rule("InstanceNormalization", acts=GAINED)
 def instance_normalization(site: Site) -> Coupling:
     """Normalise each channel of each sample over its positions."""
     words = spatial(site)
     return Coupling(f"n c {words}, c, c -> n c {words}", statistics=words.split())
 
 
-@rule("GroupNormalization")
+@rule("GroupNormalization", acts=GAINED)
 def group_normalization(site: Site) -> Coupling:
     """Normalise each group of channels over the group and its positions."""
     words = spatial(site)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bevel.ir.action import HOMOGENEOUS, LINEAR
 from bevel.ir.axes import ONE
 from bevel.ir.coupling import Freedom, rule
 from bevel.ir.site import Axes, Site
@@ -10,7 +11,9 @@ from bevel.ir.site import Axes, Site
 _SUMS = frozenset({"ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceLogSum"})
 
 
-@rule(*sorted(_SUMS), "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSumExp")
+@rule("ReduceMean", "ReduceSum", acts=LINEAR)
+@rule("ReduceL1", "ReduceL2", "ReduceMax", "ReduceMin", acts=HOMOGENEOUS)
+@rule("ReduceLogSum", "ReduceLogSumExp", "ReduceProd", "ReduceSumSquare")
 def reduce(site: Site) -> None:
     """Reduce the listed axes, or all of them; any order of the entries is the same."""
     axes = site.axes(0)

@@ -7,6 +7,7 @@ from typing import Final
 
 import onnx_ir as ir
 
+from bevel.ir.action import SIZES_ONLY
 from bevel.ir.axes import fresh
 from bevel.ir.coupling import Freedom, rule
 from bevel.ir.integers import EVALUATED
@@ -26,7 +27,7 @@ SIZE_OPERANDS: Final = {
 Origins = Sequence[frozenset[int]]  # for each entry of an integer tensor, the axes whose sizes it is made of
 
 
-@rule("Shape", "Size")
+@rule("Shape", "Size", acts=SIZES_ONLY)
 def shape(site: Site) -> None:
     """Read sizes only: nothing is coupled, and the result is no data of the model."""
     axes = site.axes(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bevel.ir.action import HOMOGENEOUS, LINEAR
 from bevel.ir.coupling import Coupling, rule
 from bevel.ir.site import Site
 
@@ -11,7 +12,8 @@ def spatial(site: Site) -> str:
     return " ".join(f"s{place}" for place in range(len(site.axes(0)) - 2))
 
 
-@rule("MaxPool", "AveragePool", "LpPool")
+@rule("AveragePool", acts=LINEAR)
+@rule("LpPool", "MaxPool", acts=HOMOGENEOUS)
 def pool(site: Site) -> Coupling:
     """Reduce windows of positions; the indices that MaxPool can return count positions and channels."""
     if site.outputs > 1:
@@ -19,7 +21,8 @@ def pool(site: Site) -> Coupling:
     return Coupling("n c * -> n c *")
 
 
-@rule("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
+@rule("GlobalAveragePool", acts=LINEAR)
+@rule("GlobalLpPool", "GlobalMaxPool", acts=HOMOGENEOUS)
 def global_pool(site: Site) -> Coupling:
     """Reduce all positions."""
     words = spatial(site)
