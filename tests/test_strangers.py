@@ -202,6 +202,8 @@ def test_a_changed_network_is_optimized_and_verified(name, change, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "change", "style"), zip(zoo.NAMES, cycle(CHANGES), cycle(zoo.STYLES), strict=False))
+@pytest.mark.parametrize(
+    ("name", "change", "style"), [*zip(zoo.NAMES, cycle(CHANGES), cycle(zoo.STYLES), strict=False)]
+)
 def test_every_network_is_optimized_and_verified_after_one_of_the_changes(name, change, style, tmp_path):
     optimized(name, style, change, tmp_path)

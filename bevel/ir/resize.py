@@ -57,11 +57,11 @@ def attribute_size(node: ir.Node, name: str, axis: Axis) -> Statement:
     return follow
 
 
-def attribute_sizes(node: ir.Node, name: str, axes: Sequence[Axis]) -> Statement:
-    """State that an attribute lists the sizes of several axes."""
+def attribute_sizes(node: ir.Node, name: str, axes: Sequence[Axis], also: Sequence[Axis] = ()) -> Statement:
+    """State that an attribute lists the sizes of several axes; it is written anew when one of `also` changes, too."""
 
     def follow(resize: Resize) -> Sequence[Write]:
-        if not resize.touches(*axes):
+        if not resize.touches(*axes, *also):
             return ()
         return [lambda: node.attributes.add(ir.AttrInt64s(name, [resize.of(axis) for axis in axes]))]
 
@@ -77,12 +77,15 @@ def drop_attribute(node: ir.Node, name: str) -> Write:
     return write
 
 
-def operand_sizes(node: ir.Node, index: int, elements: Sequence[Axis | int]) -> Statement:
-    """State that an integer operand lists sizes: axes that may change among numbers that do not."""
+def operand_sizes(node: ir.Node, index: int, elements: Sequence[Axis | int], also: Sequence[Axis] = ()) -> Statement:
+    """State that an integer operand lists sizes: axes that may change among numbers that do not.
+
+    It is written anew when one of `also` changes, too.
+    """
     axes = [element for element in elements if not isinstance(element, int)]
 
     def follow(resize: Resize) -> Sequence[Write]:
-        if not resize.touches(*axes):
+        if not resize.touches(*axes, *also):
             return ()
         return [write_operand(node, index, elements, resize)]
 

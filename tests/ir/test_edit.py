@@ -138,6 +138,38 @@ NETWORKS = {
         {"x": (2, 6)},
         [4, 8],
     ),
+    "bounds from the end": Network(
+        """
+        parts (float[n, 6] x) => (float[n, 3] y)
+        <int64[1] start = {-12}, int64[1] axis = {1}, int64[1] mid = {-8}, int64[1] end = {12}> {
+          h = MatMul (x, w0)
+          a = Slice (h, start, mid, axis)
+          b = Slice (h, mid, end, axis)
+          c = MatMul (a, w1)
+          d = MatMul (b, w2)
+          y = Add (c, d)
+        }
+        """,
+        {"w0": (6, 12), "w1": (4, 3), "w2": (8, 3)},
+        {"x": (2, 6)},
+        [4, 8],
+    ),
+    "places from the end": Network(
+        """
+        parts (float[n, 6] x) => (float[n, 3] y)
+        <int64[4] places = {-12, -11, -10, -9}, int64[1] axis = {1}, int64[1] mid = {-8}, int64[1] end = {12}> {
+          h = MatMul (x, w0)
+          a = Gather <axis = 1> (h, places)
+          b = Slice (h, mid, end, axis)
+          c = MatMul (a, w1)
+          d = MatMul (b, w2)
+          y = Add (c, d)
+        }
+        """,
+        {"w0": (6, 12), "w1": (4, 3), "w2": (8, 3)},
+        {"x": (2, 6)},
+        [4, 8],
+    ),
     "gated": Network(
         """
         gated (float[n, 6] x) => (float[n, 6] y) {

@@ -27,6 +27,7 @@ def slice_(site: Site) -> None:
     starts, ends, places, steps = _bounds(site, len(axes))
     first: list[Axis | int] = []
     last: list[Axis | int] = []
+    from_the_end: list[Axis] = []
     for start, end, place, step in zip(starts, ends, places, steps, strict=True):
         axis = axes[place]
         if start is None or end is None or is_open(start) or is_open(end) or is_symbolic(axis.size) or step < 1:
@@ -38,8 +39,10 @@ def slice_(site: Site) -> None:
         before, axes[place], upto = _part(site, axis, low, max(low, high), step)
         first.append(before)
         last.append(upto)
+        if start < 0 or end < 0:
+            from_the_end.append(axis)
     site.set(0, axes)
-    for statement in _bounds_statements(site, first, last):
+    for statement in _bounds_statements(site, first, last, from_the_end):
         site.states(statement)
 
 
@@ -99,20 +102,25 @@ def _reaches_the_end(end: int, size: int) -> bool:
     return end == size if is_open(end) else end >= min(size, MEANS_THE_END)
 
 
-def _bounds_statements(site: Site, first: list[Axis | int], last: list[Axis | int]) -> list[Statement]:
+def _bounds_statements(
+    site: Site, first: list[Axis | int], last: list[Axis | int], from_the_end: list[Axis]
+) -> list[Statement]:
+    """State what the bounds repeat; those that count from the end also follow what comes after the part."""
     node = site.node
     if site.inputs == 1:
-        return [_attribute_bounds(node, "starts", first), _attribute_bounds(node, "ends", last)]
+        pairs = (("starts", first), ("ends", last))
+        return [_attribute_bounds(node, name, bounds, from_the_end) for name, bounds in pairs]
     known = site.integers(1), site.integers(2)
     return [
-        operand_sizes(node, index, bounds)
+        operand_sizes(node, index, bounds, from_the_end)
         for index, bounds, content in ((1, first, known[0]), (2, last, known[1]))
         if content is not None
     ]
 
 
-def _attribute_bounds(node: ir.Node, name: str, bounds: list[Axis | int]) -> Statement:
-    return attribute_sizes(node, name, [fresh(bound) if isinstance(bound, int) else bound for bound in bounds])
+def _attribute_bounds(node: ir.Node, name: str, bounds: list[Axis | int], from_the_end: list[Axis]) -> Statement:
+    axes = [fresh(bound) if isinstance(bound, int) else bound for bound in bounds]
+    return attribute_sizes(node, name, axes, from_the_end)
 
 
 @rule("Gather", acts=MOVED)
@@ -139,13 +147,15 @@ def _known_entries(site: Site, axis: Axis, known: list[int], indices: Sequence[A
         return indices
     before, rest = cut(site, axis, low)
     part = cut(site, rest, len(known))[0]
-    site.states(_places_statement(site.node, before, part, scalar=not indices))
+    site.states(_places_statement(site.node, axis, before, part, scalar=not indices))
     return (part,) if indices else ()
 
 
-def _places_statement(node: ir.Node, before: Axis, part: Axis, *, scalar: bool) -> Statement:
+def _places_statement(node: ir.Node, axis: Axis, before: Axis, part: Axis, *, scalar: bool) -> Statement:
+    """State that an operand lists the places of a part; it may count them from the end of the whole axis."""
+
     def follow(resize: Resize) -> Sequence[Write]:
-        if not resize.touches(before, part):
+        if not resize.touches(axis):
             return ()
         start = resize.of(before)
         places = np.arange(start, start + resize.of(part), dtype=np.int64)
