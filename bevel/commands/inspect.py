@@ -9,6 +9,7 @@ import onnx_ir as ir
 from bevel.commands.files import read, say
 from bevel.errors import PromiseBroken
 from bevel.ir.cost import cost
+from bevel.ir.coupling import Freedom
 from bevel.ir.groups import Group, groups
 from bevel.ir.signature import signature
 from bevel.passes.pipeline import optimize
@@ -48,13 +49,17 @@ def _data(model: ir.Model, found: list[Group]) -> dict[str, Any]:
     }
 
 
+_MOTIONS = ("scale", "rotate", "linear")
+
+
 def _group(group: Group) -> dict[str, Any]:
-    kinds = ("permute", "select")
+    kinds = [kind.name.lower() for kind in Freedom if kind.name]
     return {
         "name": group.name,
         "size": group.size,
         "allows": [kind for kind in kinds if group.allows(kind)],
         "why_not": {kind: list(group.why(kind)) for kind in kinds if not group.allows(kind)},
+        "motions": {kind: [str(each) for each in group.motions(kind)] for kind in _MOTIONS if group.allows(kind)},
         "members": [str(member) for member in group.members],
     }
 

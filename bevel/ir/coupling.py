@@ -17,6 +17,9 @@ same axis:
 | `?`       | a whole tensor of which nothing is known: all its axes are fixed                       |
 | `.`       | a whole tensor whose axes have nothing to do with the others': left as it is           |
 
+What an operator does to the numbers stands beside its rule, as `acts` (`bevel.ir.action`): a rule that says nothing is
+taken for nonlinear, through which no scale, rotation or linear map can move.
+
 Optional inputs and outputs are written out; those that a node leaves away are skipped. What a rule does not say is
 never assumed: a word that disappears from input to output can only be dropped (`select`) where the rule declares that
 the operator sums over it.

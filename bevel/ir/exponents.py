@@ -12,7 +12,8 @@ from math import gcd, lcm
 from typing import Generic, TypeAlias, TypeVar
 
 Unknown = TypeVar("Unknown", bound=Hashable)
-Combination: TypeAlias = dict[Unknown, Fraction]
+Number: TypeAlias = int | Fraction  # integers, which are fast, where they are enough
+Combination: TypeAlias = dict[Unknown, Number]
 
 
 def solutions(equations: Iterable[Iterable[tuple[Unknown, int]]]) -> list[dict[Unknown, int]]:
@@ -21,7 +22,7 @@ def solutions(equations: Iterable[Iterable[tuple[Unknown, int]]]) -> list[dict[U
     An equation lists unknowns with their factors; the sum of the products is zero.
 
     >>> solutions([[("y", 1), ("a", -1), ("b", -1)], [("y", 1), ("c", 1)], [("a", 1)]])
-    [{'b': 1, 'y': 1, 'c': -1}]
+    [{'y': 1, 'b': 1, 'c': -1}]
     """
     system: _System[Unknown] = _System()
     for equation in equations:
@@ -41,11 +42,12 @@ class _System(Generic[Unknown]):
         left: Combination[Unknown] = {}
         for unknown, factor in equation:
             self.met.setdefault(unknown, len(self.met))
-            _add(left, self.reduced(unknown), Fraction(factor))
+            _add(left, self.reduced(unknown), factor)
         if left:
             newest = max(left, key=self.met.__getitem__)
-            factor_of_newest = left.pop(newest)
-            self.solved[newest] = {unknown: -factor / factor_of_newest for unknown, factor in left.items()}
+            pivot = left.pop(newest)
+            ratio: Number = -pivot if pivot in (1, -1) else Fraction(-1, 1) / pivot
+            self.solved[newest] = {unknown: factor * ratio for unknown, factor in left.items()}
 
     def reduced(self, unknown: Unknown) -> Combination[Unknown]:
         """Return an unknown as a combination of free ones; the way there is shortened, without recursion."""
@@ -60,31 +62,31 @@ class _System(Generic[Unknown]):
             if combination is not None and deeper:
                 self.solved[top] = self._substituted(combination)
             done.add(waiting.pop())
-        return self.solved.get(unknown, {unknown: Fraction(1)})
+        return self.solved.get(unknown, {unknown: 1})
 
     def _substituted(self, combination: Combination[Unknown]) -> Combination[Unknown]:
         result: Combination[Unknown] = {}
         for unknown, factor in combination.items():
-            _add(result, self.solved.get(unknown, {unknown: Fraction(1)}), factor)
+            _add(result, self.solved.get(unknown, {unknown: 1}), factor)
         return result
 
     def basis(self) -> list[dict[Unknown, int]]:
         """Return, for each free unknown, the solution in which it alone of the free ones is not zero."""
-        found: dict[Unknown, dict[Unknown, Fraction]] = {each: {} for each in self.met if each not in self.solved}
+        found: dict[Unknown, Combination[Unknown]] = {each: {} for each in self.met if each not in self.solved}
         for unknown in self.met:
             for free, factor in self.reduced(unknown).items():
                 found[free][unknown] = factor
         return [_integers(solution) for solution in found.values()]
 
 
-def _add(total: Combination[Unknown], combination: Mapping[Unknown, Fraction], factor: Fraction) -> None:
+def _add(total: Combination[Unknown], combination: Mapping[Unknown, Number], factor: Number) -> None:
     for unknown, part in combination.items():
-        total[unknown] = total.get(unknown, Fraction(0)) + factor * part
+        total[unknown] = total.get(unknown, 0) + factor * part
         if not total[unknown]:
             del total[unknown]
 
 
-def _integers(solution: dict[Unknown, Fraction]) -> dict[Unknown, int]:
+def _integers(solution: Combination[Unknown]) -> dict[Unknown, int]:
     """Multiply a solution by the least number that makes all of it integers without a common divisor."""
     multiple = lcm(*(factor.denominator for factor in solution.values()))
     whole = {unknown: int(factor * multiple) for unknown, factor in solution.items()}

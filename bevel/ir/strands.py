@@ -70,7 +70,7 @@ class _Reading:
         except Opaque as reason:
             return self._torn_apart(str(reason))
         for index, occurrence, dim, tag in tagged:
-            self._strand(dim, tag).inputs.setdefault(index, []).append(occurrence)
+            self._strand_of(dim, resolve(tag)).inputs.setdefault(index, []).append(occurrence)
         for index, output in enumerate(self.node.outputs):
             self._read_output(index, output)
         self._fix_marked()
@@ -88,7 +88,7 @@ class _Reading:
         """Give every occurrence in an input a dimension of its own."""
         tagged: list[tuple[int, Occurrence, Dim, Dim]] = []
         for index, value in enumerate(self.node.inputs):
-            axes = None if value is None else self.known.of(value)
+            axes = None if value is None else self.known.axes.get(value)
             if value is None or axes is None:
                 continue
             copies = self.facts.axes.setdefault(value, tuple([_copy(axis) for axis in axes]))
@@ -98,11 +98,13 @@ class _Reading:
                     tagged.append((index, Occurrence(value, place, path), dim, tag))
         return tagged
 
-    def _strand(self, dim: Dim, tag: Dim) -> Strand:
-        root = resolve(tag)
+    def _strand_of(self, dim: Dim, root: Axis | None) -> Strand:
+        """Return the strand of a dimension; what the graph does not know as one dimension is kept apart and fixed."""
         if isinstance(root, Dim):
-            return self.found.setdefault(root, Strand(dim))
-        for part in atoms(root):  # the rule takes apart what the graph does not
+            strand = self.found.setdefault(root, Strand(dim))
+            if strand.dim is dim:
+                return strand
+        for part in () if root is None else atoms(root):
             self.found.setdefault(part, Strand(dim)).fixed = UNALIGNED
         self.loose.append(Strand(dim, fixed=UNALIGNED))
         return self.loose[-1]
@@ -116,11 +118,7 @@ class _Reading:
             return
         for place, (axis, local) in enumerate(zip(known, axes, strict=True)):
             for path, dim, root in self._aligned(axis, local, ()):
-                occurrence = Occurrence(output, place, path)
-                if root is None:
-                    self.loose.append(_alone(index, occurrence, dim, UNALIGNED))
-                else:
-                    self.found.setdefault(root, Strand(dim)).outputs.setdefault(index, []).append(occurrence)
+                self._strand_of(dim, root).outputs.setdefault(index, []).append(Occurrence(output, place, path))
 
     def _aligned(
         self, known: Axis, local: Axis, path: tuple[int, ...]

@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from bevel.ir import control
 from bevel.ir.action import Action, Term
 from bevel.ir.axes import Dim
 from bevel.ir.coupling import Freedom, find_action
@@ -177,8 +176,8 @@ class _Reading:
                 if value.dtype not in _FLOATS:
                     self._still(value, f"{value.name!r} holds no floats")
         site = Site(node, self.facts, self.model.opset_imports.get(node.domain, 1))
-        if node.domain == "" and node.op_type in control.BODIES:
-            self._still_around(node)
+        if bodies := [each.as_graph() for each in node.attributes.values() if each.type is ir.AttributeType.GRAPH]:
+            self._still_around(node, bodies)
             return
         action = _action(site)
         if action.blind:
@@ -186,9 +185,8 @@ class _Reading:
         for strand in strands(site):
             _Crossing(node, action, strand, self.facts).state(self.along.setdefault(strand.dim, _Along()))
 
-    def _still_around(self, node: ir.Node) -> None:
+    def _still_around(self, node: ir.Node, bodies: Sequence[ir.Graph]) -> None:
         """Let nothing pass into or out of the graphs inside a node."""
-        bodies = [each.as_graph() for each in node.attributes.values() if each.type is ir.AttributeType.GRAPH]
         inner = [value for body in bodies for value in (*body.inputs, *body.outputs)]
         for value in (*node.inputs, *node.outputs, *inner):
             if value is not None:

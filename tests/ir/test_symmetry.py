@@ -90,9 +90,7 @@ def everything_moves(model: ir.Model, feed: dict[str, np.ndarray]) -> Moved:
 
 
 @pytest.mark.parametrize("style", ["dynamo", "torchscript"])
-@pytest.mark.parametrize(
-    "name", ["gpt", "bert", "llama", "llama-fused", "vit", "resnet", "shufflenet", "unet", "swin"]
-)
+@pytest.mark.parametrize("name", ["gpt", "bert", "llama", "llama-fused", "vit", "resnet", "shufflenet", "unet", "swin"])
 def test_networks_stay_the_same(name: str, style: str) -> None:
     feed = zoo.trials(name)[0][0]
     assert everything_moves(bevel.load(zoo.path(name, style)), feed).trials[Freedom.SCALE].dims > 0
@@ -305,6 +303,17 @@ def test_nothing_is_read_before_it_is_asked_for(monkeypatch) -> None:
     model = graph("g (float[n, 6] x) => (float[n, 3] y) { y = MatMul (x, w) }", {"w": (6, 3)})
     monkeypatch.setattr("bevel.ir.symmetry.strands", lambda site: pytest.fail("read"))
     assert [each.allows("select") for each in groups(model)] == [False, False]
+
+
+def test_what_a_body_without_a_rule_reads_stays_as_it_is() -> None:
+    text = """
+    g (seq(float[4, 6]) x, float[4, 6] v) => (seq(float[4, 5]) z, float[4, 5] y) {
+      z = SequenceMap (x) <body = b (float[4, 6] each) => (float[4, 5] p) { h = Neg (each)  p = MatMul (h, w) }>
+      y = MatMul (v, w)
+    }
+    """
+    for found in groups(graph(text, {"w": (6, 5)})):
+        assert found.motions("scale") == []
 
 
 def test_a_body_lets_nothing_through() -> None:
