@@ -12,6 +12,7 @@ from bevel.errors import UsageError, nearest
 from bevel.ir import control, integers
 from bevel.ir.axes import Dim, atoms, paths
 from bevel.ir.coupling import FIXED, FREE, Freedom, find_rule, load_rules
+from bevel.ir.equation import couple
 from bevel.ir.site import STRUCTURAL, Axes, Facts, Mark, Opaque, Site
 from bevel.ir.sizes import Symbols, is_symbolic
 from bevel.ir.symmetry import MOTIONS, Motion, Symmetry
@@ -206,7 +207,7 @@ class _Reading:
             else:
                 coupling = rule(site)
                 if coupling is not None:
-                    site.couple(coupling)
+                    couple(site, coupling)
                 self._fix_unheard(site)
         except Opaque as reason:
             self._leave_fixed(site, str(reason))

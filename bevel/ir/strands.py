@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from bevel.ir.axes import Axis, Dim, Product, Sum, atoms, paths, product, resolve, total
 from bevel.ir.coupling import FIXED, find_rule
+from bevel.ir.equation import couple
 from bevel.ir.site import Facts, Opaque, Site
 
 
@@ -82,7 +83,7 @@ class _Reading:
             raise Opaque("no rule is known for it")
         coupling = rule(self.site)
         if coupling is not None:
-            self.site.couple(coupling)
+            couple(self.site, coupling)
 
     def _tag_inputs(self) -> list[tuple[int, Occurrence, Dim, Dim]]:
         """Give every occurrence in an input a dimension of its own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bevel.ir.coupling import Coupling, Freedom, rule
+from bevel.ir.equation import couple
 from bevel.ir.rules.fixed import MICROSOFT
 from bevel.ir.rules.normalization import STATISTICS
 from bevel.ir.site import Site
@@ -14,7 +15,7 @@ _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1, "DynamicQuantizeLSTM": 4}
 def recurrent(site: Site) -> None:
     """Sum over the input and, through the recurrent weight, over the hidden axis; time and directions are fixed."""
     stacked = f"d ({_times(_gates(site), 'h')})"
-    site.couple(_recurrence(site, f"{stacked} i, {stacked} h"))
+    couple(site, _recurrence(site, f"{stacked} i, {stacked} h"))
     site.sums_over(site.axes(2)[2], 2, 2)  # a dropped entry feeds no other through the recurrent weight
 
 
@@ -24,7 +25,7 @@ def dynamic_quantize_lstm(site: Site) -> None:
     stacked = f"({_times(_gates(site), 'h')})"
     per_column = [f"d {stacked}" if len(site.axes(index)) > 1 else "d" for index in range(8, 12)]
     coupling = _recurrence(site, f"d i {stacked}, d h {stacked}", f", {', '.join(per_column)}", sums="")
-    site.couple(coupling)
+    couple(site, coupling)
     site.keep((*site.axes(0), site.axes(2)[1]), Freedom.PERMUTE, STATISTICS)
 
 
