@@ -18,8 +18,7 @@ import onnx_ir as ir
 from bevel.ir.axes import Axis, fresh, product, total
 from bevel.ir.coupling import rule
 from bevel.ir.resize import Resize, Statement, Write, attribute_size
-from bevel.ir.rules.fixed import POSITIONS
-from bevel.ir.site import Axes, Opaque, Site
+from bevel.ir.site import POSITIONS, Axes, Opaque, Site
 from bevel.ir.sizes import is_symbolic
 
 

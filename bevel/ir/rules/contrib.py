@@ -7,11 +7,11 @@ from bevel.ir.axes import ONE, Axis
 from bevel.ir.coupling import Coupling, Freedom, rule
 from bevel.ir.rules.contraction import conv, conv_transpose, gemm
 from bevel.ir.rules.elementwise import broadcasting, dropout, pointwise
-from bevel.ir.rules.fixed import MICROSOFT, POSITIONS
+from bevel.ir.rules.fixed import MICROSOFT
 from bevel.ir.rules.indexing import BY_VALUE
 from bevel.ir.rules.layout import pad
 from bevel.ir.rules.normalization import STATISTICS, layer_normalization
-from bevel.ir.site import Opaque, Site
+from bevel.ir.site import POSITIONS, Opaque, Site
 
 _ADDRESSED = "it is addressed by value"
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from bevel.ir.axes import Axis, fresh
 from bevel.ir.coupling import rule
-from bevel.ir.site import Opaque, Site
+from bevel.ir.site import POSITIONS, Opaque, Site
 
 MICROSOFT = "com.microsoft"
-POSITIONS = "its positions matter"
 
 
 def positions(site: Site, place: int, why: str = POSITIONS, output: int = 0) -> Axis:

@@ -19,10 +19,10 @@ from bevel.ir.rules.attention import (
     scale_statement,
     silence,
 )
-from bevel.ir.rules.fixed import MICROSOFT, POSITIONS, pin, positions
+from bevel.ir.rules.fixed import MICROSOFT, pin, positions
 from bevel.ir.rules.normalization import STATISTICS
 from bevel.ir.rules.rotary import head_axis, rotated
-from bevel.ir.site import Opaque, Site
+from bevel.ir.site import POSITIONS, Opaque, Site
 
 _HEAD_MULTIPLE = 8  # GroupQueryAttention refuses other widths of a head, and twice as much where pairs turn
 _THREE = 3  # query, key and value side by side in a packed operand

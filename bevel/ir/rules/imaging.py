@@ -9,7 +9,7 @@ from bevel.ir.axes import Axis
 from bevel.ir.coupling import Coupling, rule
 from bevel.ir.resize import operand_sizes
 from bevel.ir.rules.fixed import MICROSOFT, POSITIONS, positions
-from bevel.ir.site import Axes, Opaque, Site
+from bevel.ir.site import SIZES, Axes, Opaque, Site
 
 # Other ways to map positions leave an axis alone where its scale is one.
 _MOVES_ALWAYS = frozenset({"tf_crop_and_resize", "tf_half_pixel_for_nn"})
@@ -26,7 +26,7 @@ def resize(site: Site) -> None:
     site.fix([axis for place, axis in enumerate(axes) if place not in whole], POSITIONS)
     for index in range(1, site.inputs):
         if site.has(index):
-            site.fix(site.axes(index), "it lists one number for each axis")
+            site.fix(site.axes(index), SIZES)
     site.set(0, [axis if place in whole else positions(site, place) for place, axis in enumerate(axes)])
     if site.has(3):
         sizes = site.required_integers(3)

@@ -12,7 +12,7 @@ from bevel.ir.axes import Axis, fresh, product, total
 from bevel.ir.coupling import Freedom, rule
 from bevel.ir.resize import Resize, Statement, Write, attribute_sizes, operand_sizes, set_operand
 from bevel.ir.rules.layout import cut
-from bevel.ir.site import Opaque, Site
+from bevel.ir.site import SIZES, Opaque, Site
 from bevel.ir.sizes import is_open, is_symbolic
 
 BY_VALUE = "its entries are addressed by value"
@@ -197,7 +197,7 @@ def gather_nd(site: Site) -> None:
         raise Opaque("how many axes it addresses is not known")
     site.equate_all(data[:batch], indices[:batch])
     site.fix(data[batch : batch + depth], BY_VALUE)
-    site.fix(indices[-1], "it lists coordinates")
+    site.fix(indices[-1], SIZES)
     site.set(0, (*indices[:-1], *data[batch + depth :]))
 
 
@@ -221,7 +221,7 @@ def scatter_nd(site: Site) -> None:
     if is_symbolic(depth):
         raise Opaque("how many axes it addresses is not known")
     site.fix(data[:depth], BY_VALUE)
-    site.fix(indices[-1], "it lists coordinates")
+    site.fix(indices[-1], SIZES)
     site.keep(indices[:-1], Freedom.PERMUTE, NOT_WRITTEN)
     site.equate_all(updates, (*indices[:-1], *data[depth:]))
     site.set(0, data)
