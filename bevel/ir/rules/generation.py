@@ -5,8 +5,8 @@ from __future__ import annotations
 from bevel.ir.axes import fresh
 from bevel.ir.coupling import Coupling, rule
 from bevel.ir.resize import operand_sizes
-from bevel.ir.rules.fixed import MICROSOFT, POSITIONS, positions
-from bevel.ir.site import Site
+from bevel.ir.rules.fixed import MICROSOFT, positions
+from bevel.ir.site import POSITIONS, Site
 
 _DRAWN = "its entries are drawn in order"
 

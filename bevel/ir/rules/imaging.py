@@ -8,8 +8,8 @@ from math import prod
 from bevel.ir.axes import Axis
 from bevel.ir.coupling import Coupling, rule
 from bevel.ir.resize import operand_sizes
-from bevel.ir.rules.fixed import MICROSOFT, POSITIONS, positions
-from bevel.ir.site import SIZES, Axes, Opaque, Site
+from bevel.ir.rules.fixed import MICROSOFT, positions
+from bevel.ir.site import POSITIONS, SIZES, Axes, Opaque, Site
 
 # Other ways to map positions leave an axis alone where its scale is one.
 _MOVES_ALWAYS = frozenset({"tf_crop_and_resize", "tf_half_pixel_for_nn"})

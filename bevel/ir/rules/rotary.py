@@ -6,8 +6,8 @@ from bevel.ir.axes import Axis, fresh, product, total
 from bevel.ir.coupling import rule
 from bevel.ir.resize import attribute_size
 from bevel.ir.rules.attention import count_heads, match, quotient
-from bevel.ir.rules.fixed import MICROSOFT, POSITIONS
-from bevel.ir.site import Axes, Opaque, Site
+from bevel.ir.rules.fixed import MICROSOFT
+from bevel.ir.site import POSITIONS, Axes, Opaque, Site
 
 
 @rule("RotaryEmbedding")

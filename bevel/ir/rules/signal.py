@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bevel.ir.coupling import Coupling, rule
-from bevel.ir.rules.fixed import MICROSOFT, POSITIONS, positions
-from bevel.ir.site import Site
+from bevel.ir.rules.fixed import MICROSOFT, positions
+from bevel.ir.site import POSITIONS, Site
 
 
 @rule("DFT")
