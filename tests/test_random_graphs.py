@@ -135,9 +135,129 @@ def convolve(at: Grower, x: str, shape: tuple[int, ...]) -> None:
     at.node("BatchNormalization", [y, *scale], (shape[0], width, shape[2]))
 
 
+def take(at: Grower, x: str, shape: tuple[int, ...]) -> None:
+    axis = at.draw(st.integers(0, len(shape) - 1))
+    places = st.integers(-shape[axis], shape[axis] - 1)
+    if at.draw(st.booleans()) and len(shape) > 1:
+        at.node("Gather", [x, at.constant(np.array(at.draw(places)))], (*shape[:axis], *shape[axis + 1 :]), axis=axis)
+        return
+    first = at.draw(st.integers(0, shape[axis] - 1))
+    run = list(range(first, at.draw(st.integers(first + 1, shape[axis]))))
+    entries = at.draw(st.one_of(st.just(run), st.lists(places, min_size=1, max_size=5)))
+    taken = (*shape[:axis], len(entries), *shape[axis + 1 :])
+    at.node("Gather", [x, at.constant(np.array(entries))], taken, axis=axis)
+
+
+def repeat(at: Grower, x: str, shape: tuple[int, ...]) -> None:
+    axis = at.draw(st.integers(0, len(shape) - 1))
+    if np.prod(shape) > 300:
+        return
+    if shape[axis] == 1 and at.draw(st.booleans()):
+        wide = (*shape[:axis], at.draw(st.sampled_from([2, 3])), *shape[axis + 1 :])
+        target = at.draw(
+            st.sampled_from([wide, tuple(1 if place != axis else wide[axis] for place in range(len(wide)))])
+        )
+        at.node("Expand", [x, at.constant(np.array(target))], wide)
+        return
+    times = [at.draw(st.sampled_from([1, 2])) if place == axis else 1 for place in range(len(shape))]
+    tiled = tuple(size * count for size, count in zip(shape, times, strict=True))
+    at.node("Tile", [x, at.constant(np.array(times))], tiled)
+
+
+def pad(at: Grower, x: str, shape: tuple[int, ...]) -> None:
+    axis = at.draw(st.integers(0, len(shape) - 1))
+    before, after = at.draw(st.integers(0, 2)), at.draw(st.integers(0, 2))
+    pads = np.zeros((2, len(shape)), np.int64)
+    pads[:, axis] = before, after
+    mode = at.draw(st.sampled_from(["constant", "edge"]))
+    padded = (*shape[:axis], shape[axis] + before + after, *shape[axis + 1 :])
+    at.node("Pad", [x, at.constant(pads.ravel())], padded, mode=mode)
+
+
+def unsqueeze(at: Grower, x: str, shape: tuple[int, ...]) -> None:
+    axis = at.draw(st.integers(0, len(shape)))
+    if len(shape) < 4:
+        at.node("Unsqueeze", [x, at.constant(np.array([axis]))], (*shape[:axis], 1, *shape[axis:]))
+
+
+def squeeze(at: Grower, x: str, shape: tuple[int, ...]) -> None:
+    axis = next((place for place, size in enumerate(shape) if size == 1), None)
+    if axis is not None and len(shape) > 1:
+        at.node("Squeeze", [x, at.constant(np.array([axis]))], (*shape[:axis], *shape[axis + 1 :]))
+
+
+def choose(at: Grower, x: str, shape: tuple[int, ...]) -> None:
+    others = [name for name, other in at.values.items() if other == shape]
+    other = at.draw(st.sampled_from(others))
+    if at.draw(st.booleans()):
+        condition = at.constant(at.rng.integers(0, 2, shape[at.draw(st.integers(0, len(shape) - 1)) :]).astype(bool))
+    else:
+        condition = f"c{len(at.nodes)}"
+        at.nodes.append(helper.make_node("Greater", [other, at.constant(np.zeros(1, np.float32))], [condition]))
+    at.node("Where", [condition, x, other], shape)
+
+
+def contract(at: Grower, x: str, shape: tuple[int, ...]) -> None:
+    letters = "abcd"[: len(shape)]
+    width = at.draw(st.sampled_from([3, 4]))
+    summed = at.draw(st.sampled_from(letters))
+    given = summed + "e" if at.draw(st.booleans()) else "e" + summed
+    result = "".join(at.draw(st.permutations(letters.replace(summed, "e"))))
+    sizes = dict(zip(letters, shape, strict=True)) | {"e": width}
+    weight = at.weight(*(sizes[letter] for letter in given))
+    wide = tuple(sizes[letter] for letter in result)
+    at.node("Einsum", [x, weight], wide, equation=f"{letters},{given}->{result}")
+
+
+def sum_up(at: Grower, x: str, shape: tuple[int, ...]) -> None:
+    if len(shape) > 1:
+        axis = at.draw(st.integers(0, len(shape) - 1))
+        rest = (*shape[:axis], *shape[axis + 1 :])
+        at.node("ReduceSum", [x, at.constant(np.array([axis]))], rest, keepdims=0)
+
+
+def gemm(at: Grower, x: str, shape: tuple[int, ...]) -> None:
+    if len(shape) != 2:
+        return
+    turn_a, turn_b = at.draw(st.integers(0, 1)), at.draw(st.integers(0, 1))
+    rows, inner = shape[::-1] if turn_a else shape
+    width = at.draw(st.sampled_from([4, 6]))
+    weight = at.weight(width, inner) if turn_b else at.weight(inner, width)
+    at.node("Gemm", [x, weight, at.weight(width)], (rows, width), transA=turn_a, transB=turn_b, alpha=0.5)
+
+
+def recur(at: Grower, x: str, shape: tuple[int, ...]) -> None:
+    if len(shape) != 3:
+        return
+    hidden = at.draw(st.sampled_from([3, 4]))
+    directions = at.draw(st.integers(1, 2))
+    weights = [at.weight(directions, 4 * hidden, width) for width in (shape[2], hidden)]
+    direction = "bidirectional" if directions == 2 else "forward"
+    shapes = (shape[0], directions, shape[1], hidden), (directions, shape[1], hidden)
+    inputs = [x, *weights, at.weight(directions, 8 * hidden)]
+    y, _ = at.node("LSTM", inputs, *shapes, hidden_size=hidden, direction=direction)
+    moved = (shape[0], shape[1], directions, hidden)
+    (z,) = at.node("Transpose", [y], moved, perm=[0, 2, 1, 3])
+    joined = (shape[0], shape[1], directions * hidden)
+    at.node("Reshape", [z, at.constant(np.array(joined))], joined)
+
+
+def branch(at: Grower, x: str, shape: tuple[int, ...]) -> None:
+    width = at.draw(st.sampled_from([4, 6]))
+    name, wide = f"v{len(at.nodes)}_0", (*shape[:-1], width)
+    graphs = {}
+    for side in ("then", "else"):
+        inner = f"{name}_{side}"
+        node = helper.make_node("MatMul", [x, at.weight(shape[-1], width)], [inner], name=f"{side}{len(at.nodes)}")
+        output = helper.make_tensor_value_info(inner, TensorProto.FLOAT, wide)
+        graphs[f"{side}_branch"] = helper.make_graph([node], side, [], [output])
+    at.node("If", [at.constant(np.array(at.draw(st.booleans())))], wide, **graphs)
+
+
 STEPS = (
     *(linear, pointwise, together, normalise, soft, turn, join, cut, part, reshape, reduce, product, convolve),
-    *(linear, pointwise, convolve),
+    *(take, repeat, pad, unsqueeze, squeeze, choose, contract, sum_up, gemm, recur, branch),
+    *(linear, pointwise, convolve, linear, pointwise),
 )
 
 

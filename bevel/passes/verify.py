@@ -195,8 +195,11 @@ def apart_from_rounding(
     count = leave_out_rounding(smooth)
     if not count or leave_out_rounding(smooth_result) != count:
         return verdict
-    with Session(smooth, level=Level.AS_WRITTEN) as session:
-        aimed = observe(session, feeds)
+    try:
+        with Session(smooth, level=Level.AS_WRITTEN) as session:
+            aimed = observe(session, feeds)
+    except UnsupportedModel:  # clipping has fewer types than quantization
+        return verdict
     with Session(smooth_result, level=Level.AS_WRITTEN) as session:
         outputs = compare(aimed, observe(session, feeds), verdict.promise, epsilon=unit(smooth)).outputs
     noise = {deviation.output: deviation.relative for deviation in compare(expected, aimed, Lossy()).outputs}
