@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -106,7 +108,8 @@ class Analysis:
 
         Kernel taps and the axes of shape tensors are left out: nothing can be done to them.
         """
-        return list(_collect(self))
+        with _uncollected():
+            return list(_collect(self))
 
     @cached_property
     def by_name(self) -> Mapping[str, Group]:
@@ -140,13 +143,26 @@ def analyse(model: ir.Model, *, interface: bool = True) -> Analysis:
     """Read a graph and find its dimensions; with `interface`, the axes of its inputs and outputs are fixed."""
     load_rules()
     symbols = Symbols()
-    for _ in range(_MOST_READINGS):
-        facts = Facts(symbols)
-        _Reading(model, facts, interface).run()
-        if not _learn(facts):
-            break
-        symbols = symbols.restart()
+    with _uncollected():
+        for _ in range(_MOST_READINGS):
+            facts = Facts(symbols)
+            _Reading(model, facts, interface).run()
+            if not _learn(facts):
+                break
+            symbols = symbols.restart()
     return Analysis(model, facts, interface=interface)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Let the garbage collector rest: an analysis makes many objects that stay, which it would walk again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _learn(facts: Facts) -> bool:
