@@ -69,6 +69,10 @@ def _products(axis: Axis) -> Iterator[tuple[Axis, ...]]:
 def left_out(groups: Sequence[Group], kind: Freedom) -> list[str]:
     """Say why groups do not allow an edit, the commonest reasons first."""
     blocked = Counter(group.why(kind)[0] for group in groups if not group.allows(kind))
-    lines = [f"{count} groups left alone: {reason}" for reason, count in blocked.most_common(MOST_REASONS)]
+    lines = [f"left alone: {reason}{_times(count)}" for reason, count in blocked.most_common(MOST_REASONS)]
     rest = len(blocked) - MOST_REASONS
     return [*lines, f"{rest} more reasons: `bevel inspect` lists them"] if rest > 0 else lines
+
+
+def _times(count: int) -> str:
+    return f" ({count} groups)" if count > 1 else ""
