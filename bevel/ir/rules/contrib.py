@@ -161,6 +161,15 @@ def embed_layer_normalization(site: Site) -> None:
     """Add up rows of tables, and normalise over the embedding."""
     ids = site.axes(0)
     batch, places = ids
+    width = _embedding_width(site)
+    for index in (1, 7, 8):
+        if site.has(index):
+            site.broadcast(ids, site.axes(index))
+    _normalised_embedding(site, batch, places, width)
+
+
+def _embedding_width(site: Site) -> Axis:
+    """State that all tables, the gain and the offset have one width; rows of tables are addressed by value."""
     width = site.axes(2)[1]
     for index in (2, 3, 4):
         if site.has(index):
@@ -168,10 +177,7 @@ def embed_layer_normalization(site: Site) -> None:
             site.fix(site.axes(index)[0], BY_VALUE)
     for index in (5, 6):
         site.equate(site.axes(index)[0], width)
-    for index in (1, 7, 8):
-        if site.has(index):
-            site.broadcast(ids, site.axes(index))
-    _normalised_embedding(site, batch, places, width)
+    return width
 
 
 def _normalised_embedding(site: Site, batch: Axis, places: Axis, width: Axis) -> None:
@@ -186,13 +192,7 @@ def _normalised_embedding(site: Site, batch: Axis, places: Axis, width: Axis) ->
 def quantized_embed_layer_normalization(site: Site) -> None:
     """State the same with tables, gain and offset quantized by one scale each."""
     ids = site.axes(0)
-    width = site.axes(2)[1]
-    for index in (2, 3, 4):
-        if site.has(index):
-            site.equate(site.axes(index)[1], width)
-            site.fix(site.axes(index)[0], BY_VALUE)
-    for index in (5, 6):
-        site.equate(site.axes(index)[0], width)
+    width = _embedding_width(site)
     for index in (1, 7):
         if site.has(index):
             site.broadcast(ids, site.axes(index))
