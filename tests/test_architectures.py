@@ -77,9 +77,11 @@ def sizes_of_groups(model: ir.Model) -> Counter[int]:
 def test_light_models_lose_most_of_their_parameters(name: str) -> None:
     model = bevel.load(zoo.light(name))
     randomise(model)
+    give_out_logits(model)
     before = parameters(model)
     report = bevel.optimize(model, HALF, calibration=[zoo.light_feed(name)])
     assert report.steps[0].error <= bevel.Masked().rtol
+    assert not report.steps[0].verdict.notes  # the answers could have shown an error
     assert parameters(model) <= (0.30 if name == "resnet50" else 0.40) * before
 
 
@@ -104,3 +106,12 @@ def randomise(model: ir.Model) -> None:
         else:
             array = rng.standard_normal(shape, dtype=np.float32) * np.sqrt(2 / np.prod(shape[1:]))
         value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
+
+
+def give_out_logits(model: ir.Model) -> None:
+    """Random weights saturate a softmax at the end: its answer would be 0 or 1 whatever goes wrong before."""
+    output = model.graph.outputs[0]
+    node = output.producer()
+    if node is not None and node.op_type == "Softmax":
+        model.graph.outputs[0] = node.inputs[0]
+        model.graph.remove(node, safe=False)
