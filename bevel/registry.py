@@ -1,4 +1,4 @@
-"""What is installed: passes, importances, rules, formats, frontends and backends, by name.
+"""What is installed: passes, importances, rules, lowerings, formats, frontends and backends, by name.
 
 Bevel's own come through the same door as a plugin's: entry points. Listing names imports nothing; a class is loaded
 when it is asked for by name.
@@ -58,6 +58,11 @@ def importances() -> Registry:
 def rules() -> Registry:
     """Return the installed modules of operator rules by name; loading one registers its rules."""
     return Registry("bevel.rules", "set of rules")
+
+
+def lowerings() -> Registry:
+    """Return the installed modules of torch functions for operators by name; loading one registers its functions."""
+    return Registry("bevel.lowerings", "set of lowerings")
 
 
 def _points(group: str) -> dict[str, EntryPoint]:

@@ -1,0 +1,1 @@
+"""PyTorch modules out: any ONNX graph as a trainable `nn.Module`."""
