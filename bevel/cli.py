@@ -50,6 +50,7 @@ def bevel() -> None:
 @click.option("-o", "--output", metavar="OUT.onnx", help="Where the result goes; - is stdout.")
 @click.option("--calibration", metavar="PATH", help="Inputs: an .npz, an .npy, or a folder. Default: made up.")
 @click.option("--report", "reports", multiple=True, metavar="FILE", help="Write the report (.json or .md). Repeatable.")
+@click.option("--plan", metavar="FILE", help="Write which places of which tensor were kept (.json).")
 @click.option("--budget", "budgets", multiple=True, metavar="LIMIT", help="size=0.5x, error=0.01, latency=0.8x, ...")
 @click.option("--max-error", type=click.FloatRange(min=0), help="Largest relative error a lossy pass may make.")
 @click.option("--verify/--no-verify", default=True, help="Check every pass's promise in ONNX Runtime.  [default: on]")

@@ -13,6 +13,7 @@ from bevel.budget import Budget, Line
 from bevel.commands.files import STREAM, read, say, summarize, write
 from bevel.errors import BudgetMissed, UsageError, nearest
 from bevel.ir.cost import cost
+from bevel.ir.plan import plan as plan_of
 from bevel.passes.base import Pass, Progress, silent
 from bevel.passes.pipeline import Hooks, Pipeline, from_recipe, optimize, parse
 from bevel.report import Report, seconds_text
@@ -30,6 +31,7 @@ def run(
     output: str | None,
     calibration: str | None,
     reports: Sequence[str],
+    plan: str | None,
     budgets: Sequence[str],
     max_error: float | None,
     verify: bool,
@@ -47,6 +49,8 @@ def run(
     pipeline = _pipeline(passes, recipe)
     limits = [Budget.parse(text) for text in budgets]
     _check_request(pipeline, output, reports, print_after, limits, dry_run=dry_run, verify=verify, as_json=as_json)
+    _check_folder("output", None if output == STREAM else output)
+    _check_folder("plan", plan)
     source = read(model)
     with _progress(shown=not (quiet or as_json)) as progress:
         hooks = Hooks(
@@ -72,8 +76,13 @@ def run(
         _print_times(report)
     if not all(line.kept for line in lines):
         _refuse(source, keep_failed, lines)
-    if output and not dry_run:
+    if dry_run:
+        return
+    taken = plan_of(source) if plan else None  # what refuses to be planned leaves no file
+    if output:
         write(source, output)
+    if plan and taken:
+        taken.save(plan)
 
 
 def _measures_latency(model: ir.Model, limits: Sequence[Budget], asked: bool | None, *, verify: bool) -> bool:
@@ -119,8 +128,6 @@ def _check_request(
         raise UsageError("no output is given", remedy="write -o OUT.onnx (- is stdout), or --dry-run")
     if output == STREAM and as_json:
         raise UsageError("stdout cannot carry both the model and --json", remedy="write --report report.json")
-    if output not in (None, STREAM) and not Path(str(output)).resolve().parent.is_dir():
-        raise UsageError("the output's folder does not exist", where=str(output))
     for path in reports:
         if Path(path).suffix not in REPORT_FORMATS:
             raise UsageError(f"a report ends in {' or '.join(REPORT_FORMATS)}", where=path)
@@ -130,6 +137,11 @@ def _check_request(
             raise UsageError(f"--print-after {name}: no such pass in the pipeline", remedy=nearest(name, names))
     if not verify and any(limit.metric == "error" for limit in limits):
         raise UsageError("an error budget needs verification", remedy="leave --no-verify away")
+
+
+def _check_folder(what: str, path: str | None) -> None:
+    if path is not None and not Path(path).resolve().parent.is_dir():
+        raise UsageError(f"the {what}'s folder does not exist", where=path)
 
 
 @contextmanager

@@ -15,10 +15,12 @@ import onnx_ir as ir
 
 from bevel.errors import EditRefused
 from bevel.ir.axes import Axis, Dim, Product, atoms, resolve
+from bevel.ir.change import Change
 from bevel.ir.content import content
 from bevel.ir.coupling import Freedom
 from bevel.ir.groups import Analysis, Group, analyse
 from bevel.ir.names import Names
+from bevel.ir.record import Cut, record
 from bevel.ir.resize import Resize, Write, add_initializer
 from bevel.ir.site import Summation
 from bevel.ir.sizes import is_symbolic
@@ -81,7 +83,7 @@ def apply(analysis: Analysis, taken: Mapping[Dim, np.ndarray]) -> None:
         writes.extend(statement(resize))
     for value, axes in analysis.facts.axes.items():
         if axes and value.is_initializer() and value.const_value is not None:
-            writes.extend(_index_initializer(value, axes, taken))
+            writes.extend(_index_initializer(value, axes, taken, resize))
         elif axes and value.shape is not None and resize.touches(*axes):
             writes.append(partial(_follow_shape, value, axes, resize))
     for write in writes:
@@ -144,7 +146,9 @@ def _checked(analysis: Analysis, indices: Indices, kind: Freedom) -> dict[Group,
     return taken
 
 
-def _index_initializer(value: ir.Value, axes: tuple[Axis, ...], taken: Mapping[Dim, np.ndarray]) -> list[Write]:
+def _index_initializer(
+    value: ir.Value, axes: tuple[Axis, ...], taken: Mapping[Dim, np.ndarray], resize: Resize
+) -> list[Write]:
     changed = {
         place: entries(axis, taken) for place, axis in enumerate(axes) if any(atom in taken for atom in atoms(axis))
     }
@@ -152,6 +156,10 @@ def _index_initializer(value: ir.Value, axes: tuple[Axis, ...], taken: Mapping[D
     if not changed or source is None:
         return []
     shape = ir.Shape([len(changed[place]) if place in changed else axis.size for place, axis in enumerate(axes)])
+    parts = {
+        place: Cut(axes[place].size, index.copy(), (Change.of(axes[place], resize.of),))
+        for place, index in changed.items()
+    }
 
     def take() -> ir.TensorProtocol:
         with content(source) as array:
@@ -167,6 +175,7 @@ def _index_initializer(value: ir.Value, axes: tuple[Axis, ...], taken: Mapping[D
         else:
             value.const_value = ir.LazyTensor(take, dtype=source.dtype, shape=shape, name=value.name)
         value.shape = shape
+        record(value, parts)
 
     return [write]
 

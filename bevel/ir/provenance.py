@@ -52,7 +52,7 @@ class Provenance:
         >>> Provenance(("fc.weight",), True).then("transpose", (1, 0)).axis(0, 2)
         1
         """
-        axes: list[int | None] = list(range(self._parameter_rank(rank)))
+        axes: list[int | None] = list(range(self.parameter_rank(rank)))
         for step in self.transforms:
             if step.kind == "transpose":
                 axes = [axes[place] for place in step.numbers]
@@ -80,7 +80,8 @@ class Provenance:
                 array = array.astype(ir.DataType(step.numbers[0]).numpy())
         return array
 
-    def _parameter_rank(self, rank: int) -> int:
+    def parameter_rank(self, rank: int) -> int:
+        """Return how many axes the parameter of an initializer of `rank` has."""
         added = {"unsqueeze": 1, "squeeze": -1}
         return rank - sum(added.get(step.kind, 0) * len(step.numbers) for step in self.transforms)
 

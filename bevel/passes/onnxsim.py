@@ -6,6 +6,7 @@ import onnxsim
 
 from bevel.ir.canonical import canonicalize
 from bevel.ir.cost import cost
+from bevel.ir.record import carry
 
 # onnxsim holds a model several times in memory, and cannot pass protobuf's 2 GB.
 LARGEST = 500 * 2**20
@@ -29,6 +30,7 @@ def run_onnxsim(model: ir.Model) -> tuple[str, ...]:
     lost = _loss(model, result)
     if lost:
         return (f"onnxsim's result dropped: {lost}",)
+    carry(model.graph, result.graph)
     model.graph = result.graph
     return ("onnxsim's result taken",)
 

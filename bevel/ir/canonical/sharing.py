@@ -82,6 +82,7 @@ def copy_of(value: ir.Value, name: str) -> ir.Value:
         const_value=value.const_value,
         metadata_props=dict(value.metadata_props),
     )
+    copy.meta.update(value.meta)
     copy.meta[ORIGIN] = value.meta.setdefault(ORIGIN, value.name)
     return copy
 
