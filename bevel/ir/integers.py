@@ -184,7 +184,7 @@ def _reduce_prod(node: ir.Node, inputs: list[Array]) -> Array | None:
     )
 
 
-_EVALUATORS: Mapping[str, Evaluator] = {
+REARRANGING: Final[Mapping[str, Evaluator]] = {
     "Identity": lambda node, inputs: inputs[0],
     "Gather": _gather,
     "Slice": _slice,
@@ -192,6 +192,11 @@ _EVALUATORS: Mapping[str, Evaluator] = {
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,
     "Reshape": _reshape,
+}
+"""Operators that only move entries of their first input; they work on arrays of anything."""
+
+_EVALUATORS: Mapping[str, Evaluator] = {
+    **REARRANGING,
     "Cast": _cast,
     "Add": _exact(np.add),
     "Sub": _exact(np.subtract),

@@ -1,1 +1,7 @@
 """PyTorch modules out: any ONNX graph as a trainable `nn.Module`."""
+
+from bevel.backends.torch.conversion import to_torch
+from bevel.backends.torch.module import GraphModule
+from bevel.backends.torch.table import lower, write
+
+__all__ = ["GraphModule", "lower", "to_torch", "write"]

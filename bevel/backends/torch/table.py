@@ -12,6 +12,7 @@ by the name of that parameter. The annotation of a parameter says what it is giv
 |--------------------|------------------------------------------------------------------------------|
 | `Tensor`           | a tensor                                                                     |
 | `Ints`, `Int`      | the content of an integer input (or attribute) as Python integers, or the symbolic ones of `torch.export` |
+| `Number`           | the same of a single number that may be a float (a limit, a step)            |
 | `DType`            | the torch type that an attribute of ONNX's element types names               |
 | `Any`              | whatever it is: a list (a sequence), None (an empty optional), an array of strings |
 | anything else      | an attribute: int, float, str, or lists of them; a tensor attribute as Tensor |
@@ -52,6 +53,7 @@ ELEMENT_TYPE: Final = "a torch type"
 
 Ints: TypeAlias = Annotated[Sequence[int], HOST]
 Int: TypeAlias = Annotated[int, HOST]
+Number: TypeAlias = Annotated[float, HOST]
 DType: TypeAlias = Annotated[torch.dtype, ELEMENT_TYPE]
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -1,0 +1,137 @@
+"""How many of the onnx package's node tests a conversion to PyTorch gets right: ours, onnx2torch's, onnx2pytorch's.
+
+    python -m benchmarks.onnx_to_torch                    all cases, every converter that is installed
+    python -m benchmarks.onnx_to_torch --only attention   cases whose name has this in it, failures with their reasons
+
+A case is *right* (outputs within the case's own tolerance, of the right shape and type), *refused* (the conversion says
+that it cannot), *wrong* (it runs and gives another value: the one thing that must not happen) or *failed* (an error
+that names no operator). ONNX Runtime's own passes are counted in the same run.
+"""
+
+import argparse
+import collections
+import importlib.util
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+import bevel
+from bevel.backends.torch import to_torch
+from bevel.backends.torch.types import to_array, to_tensor
+from tests.zoo.conformance import Case, close, node_cases, runs
+
+Convert = Callable[[onnx.ModelProto], Callable[[list[Any]], Sequence[Any]]]
+STATES = ("right", "refused", "wrong", "failed")
+
+
+def ours(model: onnx.ModelProto) -> Callable[[list[Any]], Sequence[Any]]:
+    module = to_torch(bevel.load(model))
+    return lambda inputs: several(module(*inputs), len(model.graph.output))
+
+
+def onnx2torch(model: onnx.ModelProto) -> Callable[[list[Any]], Sequence[Any]]:
+    from onnx2torch import convert
+
+    module = convert(model)
+    return lambda inputs: several(module(*inputs), len(model.graph.output))
+
+
+def onnx2pytorch(model: onnx.ModelProto) -> Callable[[list[Any]], Sequence[Any]]:
+    from onnx2pytorch import ConvertModel
+
+    module = ConvertModel(model, experimental=True).eval()
+    return lambda inputs: several(module(*inputs), len(model.graph.output))
+
+
+CONVERTERS: dict[str, Convert] = {"bevel": ours, "onnx2torch": onnx2torch, "onnx2pytorch": onnx2pytorch}
+
+
+def several(result: Any, count: int) -> Sequence[Any]:
+    return result if count != 1 and isinstance(result, tuple | list) else (result,)
+
+
+def attempt(convert: Convert, case: Case) -> tuple[str, str]:
+    """Convert and run one case; say how it ended, and why."""
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            outputs = convert(case.model)(list(arguments(case)))
+            given = [array_of(value, kind.type) for value, kind in zip(outputs, case.model.graph.output, strict=True)]
+    except (bevel.BevelError, NotImplementedError) as error:
+        return "refused", " ".join(str(error).split())
+    except Exception as error:  # noqa: BLE001  whatever another converter raises is its result
+        return "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    right = all(close(got, want, case.rtol, case.atol) for got, want in zip(given, case.outputs, strict=True))
+    return ("right", "") if right else ("wrong", differences(given, case.outputs))
+
+
+def arguments(case: Case) -> Iterator[Any]:
+    for value in case.model.graph.input:
+        if value.name in case.feed:
+            yield value_of(case.feed[value.name])
+
+
+def value_of(value: Any) -> Any:
+    if isinstance(value, list):
+        return [value_of(item) for item in value]
+    if value is None or value.dtype.kind in "OSUT":
+        return value if value is None else value.astype(object)
+    return to_tensor(value)
+
+
+def array_of(value: Any, kind: onnx.TypeProto) -> Any:
+    """An output as the case holds it: in the element type that the model declares."""
+    if kind.HasField("optional_type"):
+        return None if value is None else array_of(value, kind.optional_type.elem_type)
+    if kind.HasField("sequence_type"):
+        return [array_of(item, kind.sequence_type.elem_type) for item in value]
+    if isinstance(value, torch.Tensor):
+        wanted = to_tensor(np.zeros(0, onnx.helper.tensor_dtype_to_np_dtype(kind.tensor_type.elem_type))).dtype
+        return to_array(value, kind.tensor_type.elem_type if value.dtype is wanted else None)
+    return np.asarray(value)
+
+
+def differences(got: Sequence[Any], want: Sequence[Any]) -> str:
+    return "; ".join(f"{describe(a)} instead of {describe(b)}" for a, b in zip(got, want, strict=True))[:300]
+
+
+def describe(value: Any) -> str:
+    if not isinstance(value, np.ndarray):
+        return repr(value)[:60]
+    return f"{value.dtype}{list(value.shape)} {np.array2string(value.ravel()[:4], precision=4)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--converter", default="", help="one converter")
+    parser.add_argument("--list", action="store_true", help="print every case that is not right")
+    options = parser.parse_args()
+    names = [name for name in CONVERTERS if name == "bevel" or importlib.util.find_spec(name)]
+    names = [name for name in names if options.converter in ("", name)]
+    cases = [case for case in node_cases() if options.only in case.name]
+    run = {case.name for case in cases if runs(case)}
+    print(f"{len(cases)} cases; ONNX Runtime gets {len(run)} right\n")
+    for name in names:
+        start = time.perf_counter()
+        results = {case.name: attempt(CONVERTERS[name], case) for case in cases}
+        counts = collections.Counter(state for state, _ in results.values())
+        both = sum(results[case][0] == "right" for case in run)
+        print(
+            f"{name:14}",
+            *(f"{counts[state]:5} {state}" for state in STATES),
+            f"  {both} of ONNX Runtime's {len(run)} ({both / max(len(run), 1):.1%})",
+            f"  {time.perf_counter() - start:.0f} s",
+        )
+        for case, (state, reason) in sorted(results.items(), key=lambda item: item[1]):
+            if state != "right" and (options.only or options.list or (state == "wrong" and name == "bevel")):
+                print(f"    {state:8} {case}: {reason}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""From a model to a module: hold its tensors, write its graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from bevel.backends.torch.module import GraphModule
+from bevel.backends.torch.nodes import strings_code
+from bevel.backends.torch.parameters import Parameters, Slot, hold, is_trained
+from bevel.backends.torch.source import Writer
+from bevel.backends.torch.types import to_tensor, torch_type
+from bevel.ir.canonical import canonicalize
+from bevel.ir.provenance import Provenance, Transform, provenance
+
+UNUSED: Final = "bevel.unused"
+"""Key in `model.meta`: parameters and buffers of the original module that the graph does not use."""
+
+
+def to_torch(model: ir.Model) -> GraphModule:
+    """Return a trainable module that computes what the model computes, in evaluation mode as the model does.
+
+    Weights become parameters and everything else buffers, under the names of the module that the model came from, or
+    else of its initializers, each with memory of its own. In training mode BatchNormalization and Dropout behave as in
+    torch. The module can be moved, converted, compiled, exported, copied and pickled; `print(module.code)` shows what it
+    runs.
+
+    Raises `UnsupportedModel`, which names the node, where an operator has no torch function.
+    """
+    model = model.clone()
+    canonicalize(model)
+    held = _Tensors(model)
+    writer = Writer(held.read, held.hold_constant, model.opset_imports, *held.main())
+    source = writer.write(model.graph)
+    return GraphModule(source, held.root).eval()
+
+
+class _Tensors:
+    """The tree of parameters and buffers, which grows as the graph is written."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.root = Parameters()
+        self._codes: dict[ir.Value, str] = {}
+        self._named: dict[tuple[str, ...], tuple[Slot, np.ndarray]] = {}
+        self._values = [value for graph in model.graphs() for value in graph.initializers.values()]
+        for value in self._values:
+            if provenance(value) is not None or is_trained(value):
+                self.read(value)
+        for name, (trainable, tensor) in model.meta.get(UNUSED, {}).items():
+            hold(self.root, name, to_tensor(tensor.numpy(), tensor.dtype), trained=trainable)
+
+    def read(self, value: ir.Value) -> str:
+        """Return the code that reads an initializer, which is held from now on."""
+        if value not in self._codes:
+            source = provenance(value)
+            self._codes[value] = self._hold(value) if source is None else self._hold_as(value, source)
+        return self._codes[value]
+
+    def hold_constant(self, name: str, tensor: ir.TensorProtocol) -> str:
+        """Hold a tensor of an attribute, and return the code that reads it."""
+        if tensor.dtype is ir.DataType.STRING:
+            return strings_code(tensor)
+        return hold(self.root, name.replace(".", "_"), to_tensor(tensor.numpy(), tensor.dtype), trained=False).code
+
+    def main(self) -> tuple[torch.dtype | None, str | None]:
+        """Return the type that most parameters have, and the code of one of them."""
+        sizes: dict[ir.DataType, int] = {}
+        trained = [value for value in self._values if is_trained(value)]
+        for value in trained:
+            assert value.dtype is not None and value.const_value is not None
+            sizes[value.dtype] = sizes.get(value.dtype, 0) + value.const_value.size
+        if not sizes:
+            return None, None
+        main = max(sizes, key=lambda kind: sizes[kind])
+        return torch_type(main), self.read(next(value for value in trained if value.dtype is main))
+
+    def _hold(self, value: ir.Value) -> str:
+        tensor = value.const_value
+        assert tensor is not None and value.name
+        if tensor.dtype is ir.DataType.STRING:
+            return strings_code(tensor)
+        return hold(self.root, value.name, to_tensor(tensor.numpy(), tensor.dtype), trained=is_trained(value)).code
+
+    def _hold_as(self, value: ir.Value, source: Provenance) -> str:
+        """Hold an initializer as the parameter it came from; several made from the same one share it, if still equal."""
+        assert value.const_value is not None
+        array = source.invert(value.const_value.numpy())
+        if source.names in self._named:
+            slot, first = self._named[source.names]
+            if not np.array_equal(first, array):
+                return self._hold(value)
+        else:
+            slot = self._register(source, array)
+            self._named[source.names] = slot, array
+        return slot.code + _steps(source.transforms, value.const_value.dtype)
+
+    def _register(self, source: Provenance, array: np.ndarray) -> Slot:
+        """Register one tensor under every name that it has."""
+        tensor: Tensor = to_tensor(array)
+        tensor = nn.Parameter(tensor) if source.trainable and tensor.is_floating_point() else tensor
+        slots = [hold(self.root, name, tensor, trained=isinstance(tensor, nn.Parameter)) for name in source.names]
+        return slots[0]
+
+
+def _steps(transforms: Sequence[Transform], result: ir.DataType) -> str:
+    """Return the code of the steps from a parameter to its initializer, whose type is `result`."""
+    code = ""
+    for place, step in enumerate(transforms):
+        numbers = ", ".join(map(str, step.numbers))
+        if step.kind == "transpose":
+            code += ".t()" if step.numbers == (1, 0) else f".permute({numbers})"
+        elif step.kind == "unsqueeze":
+            code += "".join(f".unsqueeze({axis})" for axis in sorted(step.numbers))
+        elif step.kind == "squeeze":
+            code += f".squeeze(({numbers},))"
+        else:
+            later = [other.numbers[0] for other in transforms[place + 1 :] if other.kind == "cast"]
+            code += f".to({torch_type(later[0] if later else result)})"
+    return code

@@ -1,0 +1,53 @@
+"""A graph as an `nn.Module`, whose `forward` is the Python that was written for it."""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Callable, Mapping
+from itertools import count
+from typing import Any, Final
+
+from bevel.backends.torch.parameters import Parameters
+from bevel.backends.torch.source import GLOBALS, Source
+
+_NUMBERS: Final = count()
+
+
+class GraphModule(Parameters):
+    """A converted graph: trainable, readable, and like any other module to torch.
+
+    `forward` takes the graph's inputs in order, or by name, and returns its output, or a tuple of several. `code` is
+    the Python it runs. Parameters and buffers have the names that the model gives them.
+    """
+
+    code: str
+
+    def __init__(self, source: Source, tree: Parameters) -> None:
+        super().__init__()
+        self.__dict__.update(tree.__dict__)
+        self._source = source
+        self.code = source.code
+        # Every instance has a class of its own, so that torch.compile and torch.export find a plain `forward` there.
+        self.__class__ = type("GraphModule", (GraphModule,), {"forward": compiled(source)})
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _rebuild, (self._source, self.__dict__)
+
+    def __copy__(self) -> GraphModule:
+        return _rebuild(self._source, self.__dict__)
+
+
+def _rebuild(source: Source, state: Mapping[str, Any]) -> GraphModule:
+    module = GraphModule(source, Parameters())
+    module.__dict__.update(state)
+    return module
+
+
+def compiled(source: Source) -> Callable[..., Any]:
+    """Compile a source to a function; tracebacks and debuggers can show its lines."""
+    filename = f"<bevel graph {next(_NUMBERS)}>"
+    linecache.cache[filename] = (len(source.code), None, source.code.splitlines(True), filename)
+    namespace: dict[str, Any] = {**GLOBALS, **source.functions}
+    exec(compile(source.code, filename, "exec"), namespace)
+    forward: Callable[..., Any] = namespace["forward"]
+    return forward

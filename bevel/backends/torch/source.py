@@ -1,0 +1,310 @@
+"""A graph as the Python source of a module's `forward`."""
+
+from __future__ import annotations
+
+import builtins
+import keyword
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from bevel.backends.torch import expressions
+from bevel.backends.torch.calls import Call, Parameter, calls
+from bevel.backends.torch.control import WRITERS
+from bevel.backends.torch.expressions import Expression, Host
+from bevel.backends.torch.lines import Line, assign, settle
+from bevel.backends.torch.nodes import is_wanted, literal, plain, title
+from bevel.backends.torch.table import Lowering, find
+from bevel.backends.torch.types import torch_type
+from bevel.errors import UnsupportedModel
+
+GLOBALS: Final[Mapping[str, Any]] = {"numpy": np, "torch": torch}
+_INFIX: Final = re.compile(r"\{0\} \S+ \{1\}")
+_LITERAL: Final = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.INT64, ir.DataType.INT32})
+_RESERVED: Final = frozenset({*keyword.kwlist, *dir(builtins), *GLOBALS, "self", "device", "dtype"})
+
+
+@dataclass(frozen=True)
+class Source:
+    """The body of a `forward`, the names of its arguments, and the functions that it calls by name."""
+
+    arguments: tuple[str, ...]
+    body: tuple[str, ...]
+    functions: Mapping[str, Callable[..., Any]]
+
+    @property
+    def code(self) -> str:
+        """The function as Python source."""
+        rows = "\n".join(f"    {row}" for row in self.body)
+        return f"def forward({', '.join(('self', *self.arguments))}):\n{rows}\n"
+
+
+@dataclass
+class Writer:
+    """Writes one graph, and the graphs inside it, line by line.
+
+    `read` gives the code that reads an initializer; `hold` registers a tensor of an attribute and gives the same.
+    """
+
+    read: Callable[[ir.Value], str]
+    hold: Callable[[str, ir.TensorProtocol], str]
+    imports: Mapping[str, int]
+    main_type: torch.dtype | None
+    main_tensor: str | None
+    names: set[str] = field(default_factory=lambda: set(_RESERVED))
+    values: dict[ir.Value, str] = field(default_factory=dict)
+    hosts: dict[ir.Value, Host] = field(default_factory=dict)
+    functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    lines: list[Line] = field(default_factory=list)
+
+    def write(self, graph: ir.Graph) -> Source:
+        """Write the whole function of a main graph."""
+        for value in graph.inputs:
+            self.values[value] = self.name(value.name)
+        arguments = [self.values[value] for value in graph.inputs]
+        self.nodes(graph)
+        results = [self.tensor(value) for value in graph.outputs]
+        result = results[0] if len(results) == 1 else f"({', '.join(results)})"
+        body = settle(self.lines, result, kept=arguments)
+        return Source(tuple(arguments), (*self._preamble(body, graph), *body), self.functions)
+
+    def nodes(self, graph: ir.Graph) -> None:
+        """Write the nodes of a graph in order."""
+        for node in graph:
+            special = WRITERS.get(node.op_type) if node.domain == "" else None
+            if special is not None:
+                special(self, node)
+            elif not self._sizes(node) and not self._arithmetic(node):
+                self._call(node)
+
+    def block(self, write: Callable[[], None]) -> list[Line]:
+        """Return the lines that `write` writes, instead of putting them here."""
+        outer, self.lines = self.lines, []
+        write()
+        inner, self.lines = self.lines, outer
+        return inner
+
+    # Values
+
+    def name(self, wanted: str | None) -> str:
+        """Return a new variable's name, as close to the graph's as Python allows."""
+        base = re.sub(r"\W+", "_", (wanted or "value").removesuffix("_output_0")).strip("_") or "value"
+        base = f"v{base}" if base[0].isdigit() else base
+        name, number = base, 2
+        while name in self.names:
+            name, number = f"{base}_{number}", number + 1
+        self.names.add(name)
+        return name
+
+    def make(self, value: ir.Value) -> str:
+        """Return the variable of a value that is about to be assigned."""
+        self.values[value] = self.name(value.name)
+        return self.values[value]
+
+    def tensor(self, value: ir.Value | None) -> str:
+        """Return the code of a value as a tensor (or a list, where it is a sequence)."""
+        if value is None:
+            return "None"
+        if value in self.values:
+            return self.values[value]
+        if value in self.hosts:
+            host = self.hosts[value]
+            kind = "torch.bool" if host.type is ir.DataType.BOOL else f"torch.{host.type.numpy().name}"
+            return f"torch.tensor({host.code()}, dtype={kind}, device=device)"
+        return self.read(value)
+
+    def host(self, value: ir.Value) -> Host | None:
+        """Return the content of a value as Python numbers and expressions, if it has one."""
+        if value in self.hosts or value in self.values:
+            return self.hosts.get(value)
+        return None if value.const_value is None else expressions.constant(value.const_value)
+
+    def content(self, value: ir.Value | None, *, single: bool) -> str:
+        """Return the code of an integer value as Python integers: one, or a flat list."""
+        if value is None:
+            return "None"
+        host = self.host(value)
+        if host is None:
+            return f"{self.tensor(value)}.{'item' if single else 'tolist'}()"
+        flat = Host(host.entries.reshape(() if single else (-1,)), host.type)
+        return flat.code()
+
+    # Nodes
+
+    def _sizes(self, node: ir.Node) -> bool:
+        """Take the sizes of a tensor of known rank as expressions."""
+        if node.domain != "" or node.op_type not in ("Shape", "Size") or node.inputs[0] is None:
+            return False
+        value, output = node.inputs[0], node.outputs[0]
+        if value.shape is None or value in self.hosts:
+            return False
+        rank = len(value.shape)
+        start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", rank)
+        places = range(rank)[start:end] if node.op_type == "Shape" else range(rank)
+        sizes = np.empty(len(places), object)
+        sizes[:] = [self._size(value, place) for place in places]
+        entries = sizes if node.op_type == "Shape" else np.array(np.prod([1, *sizes]), object)
+        self.hosts[output] = Host(entries, ir.DataType.INT64)
+        return True
+
+    def _size(self, value: ir.Value, place: int) -> Expression:
+        """Bind one size of a tensor to a variable, after the model's name for it where that is free."""
+        tensor = self.tensor(value)
+        assert value.shape is not None
+        size = value.shape[place]
+        symbol = size.value if isinstance(size, ir.SymbolicDim) else None
+        plain = symbol is not None and symbol.isidentifier() and symbol not in self.names
+        name = self.name(symbol if plain else f"{value.name}_size{place}")
+        self.lines.append(Line(f"{name} = {tensor}.shape[{place}]", (name,), optional=True))
+        return Expression(name)
+
+    def _arithmetic(self, node: ir.Node) -> bool:
+        """Compute a node on Python integers, if a size takes part and all it needs is known."""
+        if not any(value in self.hosts for value in node.inputs) or len(node.outputs) != 1:
+            return False
+        known = [self.host(value) for value in node.inputs if value is not None]
+        inputs = [host for host in known if host is not None]
+        result = expressions.evaluate(node, inputs) if len(inputs) == len(node.inputs) else None
+        if result is not None:
+            self.hosts[node.outputs[0]] = result
+        return result is not None
+
+    def _call(self, node: ir.Node) -> None:
+        entry = find(node.domain, node.op_type, self.version(node))
+        if entry is None:
+            raise UnsupportedModel(
+                f"the operator has no torch function{f' in {node.domain}' if node.domain else ''}",
+                where=title(node),
+                remedy="register one with bevel.lower, in a package with a `bevel.lowerings` entry point",
+            )
+        refusal = entry.refuses({name: plain(attribute) for name, attribute in node.attributes.items()})
+        if refusal:
+            raise UnsupportedModel(refusal, where=title(node), remedy="replace the operator before converting")
+        if entry.function is None:
+            self._line(node, entry)
+        else:
+            self._function(node, calls(entry.function))
+
+    def version(self, node: ir.Node) -> int:
+        """Return the operator set version that a node is of."""
+        return self.imports.get(node.domain, 1)
+
+    def _line(self, node: ir.Node, entry: Lowering) -> None:
+        """Write an operator that is an expression."""
+        operands = [self.tensor(value) for value in node.inputs]
+        if node.attributes:
+            raise UnsupportedModel(f"attribute {next(iter(node.attributes))!r} is not supported", where=title(node))
+        if _INFIX.fullmatch(entry.line):
+            operands = self._with_literals(node, operands)
+        (output,) = node.outputs
+        self.lines.append(assign([self.make(output)], entry.line.format(*operands)))
+
+    def _with_literals(self, node: ir.Node, operands: list[str]) -> list[str]:
+        """Write one of two operands as a number, if it is a constant scalar of the graph and the other a tensor."""
+        for place, value in reversed(list(enumerate(node.inputs))):
+            tensor = None if value is None or value in self.values else value.const_value
+            if tensor is not None and not len(tensor.shape) and tensor.dtype in _LITERAL and value is not None:
+                number = tensor.numpy().item()
+                if math.isfinite(number) and not value.metadata_props:
+                    return [repr(number) if index == place else code for index, code in enumerate(operands)]
+        return operands
+
+    def _function(self, node: ir.Node, call: Call) -> None:
+        """Write an operator that is a call."""
+        name = self._register(call.function)
+        given = [*self._inputs(node, call), *self._attributes(node, call), *self._special(node, call)]
+        expression = f"{name}({', '.join(given)})"
+        if not call.several:
+            names = [self.make(node.outputs[0])]
+        else:
+            last = max((place for place, value in enumerate(node.outputs) if is_wanted(value)), default=0)
+            if last == 0 and (call.variadic_outputs is False):
+                names, expression = [self.make(node.outputs[0])], f"{expression}[0]"
+            else:
+                names = [self.make(value) if is_wanted(value) else "_" for value in node.outputs[: last + 1]]
+                if len(names) < call.count(len(node.outputs)):
+                    names.append("*_")
+                if len(names) == 1:
+                    expression = f"{expression}[0]"
+        self.lines.append(assign(names, expression))
+
+    def _register(self, function: Callable[..., Any]) -> str:
+        """Make a function callable from the source, and return its name there."""
+        name = function.__name__
+        while self.functions.get(name, function) is not function:
+            name = f"{name}_"
+        self.functions[name] = function
+        self.names.add(name)
+        return name
+
+    def use(self, function: Callable[..., Any]) -> str:
+        """Make a helper callable from the source, and return its name there."""
+        return self._register(function)
+
+    def _inputs(self, node: ir.Node, call: Call) -> Iterator[str]:
+        inputs = list(node.inputs)
+        while inputs and inputs[-1] is None:
+            inputs.pop()
+        if len(inputs) > len(call.positional) and call.variadic is None:
+            raise UnsupportedModel(f"has {len(inputs)} inputs, more than are supported", where=title(node))
+        for place, value in enumerate(inputs):
+            parameter = call.positional[place] if place < len(call.positional) else call.variadic
+            assert parameter is not None
+            yield self._input(value, parameter)
+
+    def _input(self, value: ir.Value | None, parameter: Parameter) -> str:
+        if parameter.kind in ("int", "number"):
+            return self.content(value, single=True)
+        return self.content(value, single=False) if parameter.kind == "ints" else self.tensor(value)
+
+    def _attributes(self, node: ir.Node, call: Call) -> Iterator[str]:
+        for name, attribute in node.attributes.items():
+            parameter = call.keywords.get(name)
+            if parameter is None:
+                raise UnsupportedModel(
+                    f"attribute {name!r} is not supported",
+                    where=title(node),
+                    remedy="replace the operator before converting, or register a torch function that knows it",
+                )
+            if attribute.type is ir.AttributeType.TENSOR:
+                yield f"{name}={self.hold(f'{node.name or node.op_type}_{name}', attribute.as_tensor())}"
+            elif parameter.kind == "dtype":
+                yield f"{name}={self.type_code(attribute.as_int())}"
+            elif plain(attribute) != parameter.default:
+                yield f"{name}={literal(plain(attribute), node)}"
+
+    def _special(self, node: ir.Node, call: Call) -> Iterator[str]:
+        for name in call.special:
+            if name == "training":
+                yield "training=self.training"
+            elif name == "device":
+                yield "device=device"
+            elif name == "version":
+                yield f"version={self.version(node)}"
+            elif name == "outputs":
+                yield f"outputs={len(node.outputs)}"
+            elif name == "output_type":
+                yield f"output_type={int(node.outputs[0].dtype or 0)}"
+            elif name == "input_types":
+                types = [0 if value is None else int(value.dtype or 0) for value in node.inputs]
+                yield f"input_types=({''.join(f'{kind}, ' for kind in types)})"
+
+    def type_code(self, element_type: int) -> str:
+        """Return the code of a torch type; the module's main one follows when the module is converted to another."""
+        kind = torch_type(element_type)
+        return "dtype" if kind is self.main_type and self.main_tensor else str(kind)
+
+    def _preamble(self, body: Sequence[str], graph: ir.Graph) -> Iterator[str]:
+        words = set(re.findall(r"[A-Za-z_]\w*", "\n".join(body)))
+        if "device" in words:
+            tensors = [self.values[value] for value in graph.inputs if isinstance(value.type, ir.TensorType)]
+            source = self.main_tensor or next(iter(tensors), None)
+            yield f"device = {source}.device" if source else 'device = torch.device("cpu")'
+        if "dtype" in words and any("=dtype" in row for row in body):
+            yield f"dtype = {self.main_tensor}.dtype"
