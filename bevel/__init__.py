@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bevel.errors import BevelError
     from bevel.frontends.onnx import load
     from bevel.ir.coupling import Coupling, rule
+    from bevel.interchange import to_torch
     from bevel.ir.groups import groups
     from bevel.passes.base import Exact, Lossy, Masked, Pass, Preserving, Promise
     from bevel.passes.pipeline import optimize
@@ -38,6 +39,7 @@ __all__ = [
     "optimize",
     "rule",
     "save",
+    "to_torch",
     "verify",
 ]
 
@@ -49,6 +51,7 @@ _HOMES = {
     "optimize": "bevel.passes.pipeline",
     "rule": "bevel.ir.coupling",
     "save": "bevel.backends.files",
+    "to_torch": "bevel.interchange",
     "verify": "bevel.passes.verify",
 }
 

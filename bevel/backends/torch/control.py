@@ -34,7 +34,8 @@ def write_if(writer: Writer, node: ir.Node) -> None:
         for name in ("then_branch", "else_branch")
     ]
     writer.values.update(zip(node.outputs, outputs, strict=True))
-    writer.lines.append(Line(f"if {test}:", tuple(outputs), block=blocks[0], other=Line("else:", block=blocks[1])))
+    then, other = blocks
+    writer.lines.append(Line(f"if {test}:", tuple(outputs), block=then, other=Line("else:", block=other)))
 
 
 def _branch(writer: Writer, graph: ir.Graph, outputs: Sequence[str]) -> None:
@@ -46,7 +47,8 @@ def _branch(writer: Writer, graph: ir.Graph, outputs: Sequence[str]) -> None:
 def write_loop(writer: Writer, node: ir.Node) -> None:
     """Write a `for` over a known number of rounds, or a `while`, if a condition of the body may end it."""
     body = node.attributes["body"].as_graph()
-    most, start, *initial = [*node.inputs, *[None] * (2 - len(node.inputs))]
+    operands: list[ir.Value | None] = [*node.inputs, None, None]
+    most, start, initial = operands[0], operands[1], operands[2 : len(node.inputs)]
     number, condition, *carried = body.inputs
     rounds = None if most is None else writer.content(most, single=True)
     variables = [writer.make(value) for value in carried]
@@ -102,7 +104,7 @@ def write_scan(writer: Writer, node: ir.Node) -> None:
     writer.lines.extend(assign([stack], "[]") for stack in stacks)
     slices = [writer.make(value) for value in body.inputs[states:]]
     scanned = [
-        f"{writer.tensor(value)}.{'flip(%d).' % axis if direction else ''}unbind({axis})"
+        f"{writer.tensor(value)}.{f'flip({axis}).' if direction else ''}unbind({axis})"
         for value, axis, direction in zip(node.inputs[states:], axes, directions, strict=True)
     ]
 

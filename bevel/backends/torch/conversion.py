@@ -27,8 +27,8 @@ def to_torch(model: ir.Model) -> GraphModule:
 
     Weights become parameters and everything else buffers, under the names of the module that the model came from, or
     else of its initializers, each with memory of its own. In training mode BatchNormalization and Dropout behave as in
-    torch. The module can be moved, converted, compiled, exported, copied and pickled; `print(module.code)` shows what it
-    runs.
+    torch. The module can be moved, converted, compiled, exported, copied and pickled; `print(module.code)` shows what
+    it runs.
 
     Raises `UnsupportedModel`, which names the node, where an operator has no torch function.
     """
@@ -87,7 +87,7 @@ class _Tensors:
         return hold(self.root, value.name, to_tensor(tensor.numpy(), tensor.dtype), trained=is_trained(value)).code
 
     def _hold_as(self, value: ir.Value, source: Provenance) -> str:
-        """Hold an initializer as the parameter it came from; several made from the same one share it, if still equal."""
+        """Hold an initializer as the parameter it came from, which several share as long as they are equal."""
         assert value.const_value is not None
         array = source.invert(value.const_value.numpy())
         if source.names in self._named:

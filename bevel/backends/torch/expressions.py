@@ -107,10 +107,8 @@ def evaluate(node: ir.Node, inputs: Sequence[Host]) -> Host | None:
 
 
 def _rearrange(node: ir.Node, inputs: Sequence[Host]) -> Host | None:
-    operands = inputs if node.op_type == "Concat" else inputs[1:]
-    if node.op_type != "Concat" and any(
-        isinstance(item, Expression) for host in operands for item in host.entries.ravel()
-    ):
+    operands = [] if node.op_type == "Concat" else inputs[1:]
+    if any(isinstance(item, Expression) for host in operands for item in host.entries.ravel()):
         return None
     result = REARRANGING[node.op_type](node, [host.entries for host in inputs])
     return None if result is None or result.size > MOST else Host(_objects(result), inputs[0].type)

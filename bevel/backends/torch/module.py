@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any, Final
 
 from bevel.backends.torch.parameters import Parameters
-from bevel.backends.torch.source import GLOBALS, Source
+from bevel.backends.torch.source import GLOBALS, Port, Source
 
 _NUMBERS: Final = count()
 
@@ -17,16 +17,23 @@ class GraphModule(Parameters):
     """A converted graph: trainable, readable, and like any other module to torch.
 
     `forward` takes the graph's inputs in order, or by name, and returns its output, or a tuple of several. `code` is
-    the Python it runs. Parameters and buffers have the names that the model gives them.
+    the Python it runs, `inputs` and `outputs` are the names in the graph. Parameters and buffers have the names that
+    the model gives them.
     """
 
     code: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    ports: tuple[Port, ...]
 
     def __init__(self, source: Source, tree: Parameters) -> None:
         super().__init__()
         self.__dict__.update(tree.__dict__)
         self._source = source
         self.code = source.code
+        self.ports = (*source.inputs, *source.outputs)
+        self.inputs = tuple(port.name for port in source.inputs)
+        self.outputs = tuple(port.name for port in source.outputs)
         # Every instance has a class of its own, so that torch.compile and torch.export find a plain `forward` there.
         self.__class__ = type("GraphModule", (GraphModule,), {"forward": compiled(source)})
 

@@ -1,11 +1,18 @@
-"""What generated code calls beside the operators' functions."""
+"""Running converted modules: what their code calls beside the operators' functions, and a run on arrays."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from bevel.backends.torch.types import to_array, to_tensor
 from bevel.errors import UnsupportedModel
+
+if TYPE_CHECKING:
+    from bevel.backends.torch.module import GraphModule
 
 
 def collected(
@@ -17,3 +24,30 @@ def collected(
     if rank is None or kind is None:
         raise UnsupportedModel("a loop without rounds gives a tensor of unknown rank or type")
     return torch.empty([0] * (rank + 1), dtype=kind, device=device)
+
+
+def answer(module: GraphModule, feed: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a module on arrays by the graph's input names; return arrays by output name."""
+    types = {port.name: port.element_type for port in module.ports}
+    device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
+    inputs = [_value(feed[name], types[name], device) for name in module.inputs]
+    was_training = module.training
+    with torch.no_grad():
+        results = module.eval()(*inputs)
+    module.train(was_training)
+    several = results if len(module.outputs) != 1 else (results,)
+    return {name: _array(value, types[name]) for name, value in zip(module.outputs, several, strict=True)}
+
+
+def _value(value: Any, element_type: int, device: torch.device) -> Any:
+    if isinstance(value, list):
+        return [_value(item, 0, device) for item in value]
+    if value is None or value.dtype.kind in "OSUT":
+        return None if value is None else value.astype(object)
+    return to_tensor(value, element_type or None).to(device)
+
+
+def _array(value: Any, element_type: int) -> Any:
+    if isinstance(value, list):
+        return [_array(item, 0) for item in value]
+    return to_array(value, element_type or None) if isinstance(value, Tensor) else value

@@ -31,12 +31,30 @@ _RESERVED: Final = frozenset({*keyword.kwlist, *dir(builtins), *GLOBALS, "self",
 
 
 @dataclass(frozen=True)
+class Port:
+    """An input or output of the graph: its name there, and its ONNX element type, 0 if that is not a tensor's."""
+
+    name: str
+    element_type: int
+
+    @classmethod
+    def of(cls, value: ir.Value) -> Port:
+        """Describe a value."""
+        return cls(value.name or "", int(value.dtype or 0) if isinstance(value.type, ir.TensorType) else 0)
+
+
+@dataclass(frozen=True)
 class Source:
-    """The body of a `forward`, the names of its arguments, and the functions that it calls by name."""
+    """The body of a `forward`, the names of its arguments, and the functions that it calls by name.
+
+    `inputs` and `outputs` are the graph's, in the order in which `forward` takes and returns them.
+    """
 
     arguments: tuple[str, ...]
     body: tuple[str, ...]
     functions: Mapping[str, Callable[..., Any]]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
 
     @property
     def code(self) -> str:
@@ -72,7 +90,8 @@ class Writer:
         results = [self.tensor(value) for value in graph.outputs]
         result = results[0] if len(results) == 1 else f"({', '.join(results)})"
         body = settle(self.lines, result, kept=arguments)
-        return Source(tuple(arguments), (*self._preamble(body, graph), *body), self.functions)
+        ports = [tuple(Port.of(value) for value in values) for values in (graph.inputs, graph.outputs)]
+        return Source(tuple(arguments), (*self._preamble(body, graph), *body), self.functions, *ports)
 
     def nodes(self, graph: ir.Graph) -> None:
         """Write the nodes of a graph in order."""

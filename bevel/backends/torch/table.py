@@ -5,13 +5,13 @@
 
 Positional parameters are the operator's inputs in order, `None` for those left away; keyword-only ones are its
 attributes, by name, with the operator's defaults. An attribute that the function does not have is refused when a graph
-is converted, so that nothing is silently left out. One that became an input in a later version of the operator is passed
-by the name of that parameter. The annotation of a parameter says what it is given:
+is converted, so that nothing is silently left out. One that became an input in a later version of the operator is
+passed by the name of that parameter. The annotation of a parameter says what it is given:
 
 | annotation         | is given                                                                     |
 |--------------------|------------------------------------------------------------------------------|
 | `Tensor`           | a tensor                                                                     |
-| `Ints`, `Int`      | the content of an integer input (or attribute) as Python integers, or the symbolic ones of `torch.export` |
+| `Ints`, `Int`      | an integer input (or attribute) as Python integers, symbolic in `torch.export` |
 | `Number`           | the same of a single number that may be a float (a limit, a step)            |
 | `DType`            | the torch type that an attribute of ONNX's element types names               |
 | `Any`              | whatever it is: a list (a sequence), None (an empty optional), an array of strings |
