@@ -6,14 +6,23 @@ over the end. Sizes are Python integers or the symbolic ones of `torch.export`, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bevel.errors import UnsupportedModel
+
+Size = TypeVar("Size", int, float)
+
+# Torch leaves these without types.
+_SYMBOLIC: Final[Mapping[str, Callable[..., Any]]] = {
+    "min": torch.sym_min,
+    "max": torch.sym_max,
+    "int": torch.sym_int,
+}
 
 
 class Axis(NamedTuple):
@@ -43,14 +52,21 @@ class Axis(NamedTuple):
         return (self.count(ceil) - 1) * self.stride + self.span - self.size - self.begin
 
 
-def least(left: int, right: int) -> int:
-    """Return the smaller of two sizes, which may be symbolic."""
-    return min(left, right) if isinstance(left, int) and isinstance(right, int) else torch.sym_min(left, right)
+def least(left: Size, right: Size) -> Size:
+    """Return the smaller of two numbers, which may be symbolic."""
+    plain = isinstance(left, int | float) and isinstance(right, int | float)
+    return min(left, right) if plain else _SYMBOLIC["min"](left, right)
 
 
-def most(left: int, right: int) -> int:
-    """Return the larger of two sizes, which may be symbolic."""
-    return max(left, right) if isinstance(left, int) and isinstance(right, int) else torch.sym_max(left, right)
+def most(left: Size, right: Size) -> Size:
+    """Return the larger of two numbers, which may be symbolic."""
+    plain = isinstance(left, int | float) and isinstance(right, int | float)
+    return max(left, right) if plain else _SYMBOLIC["max"](left, right)
+
+
+def whole(number: float) -> int:
+    """Return a number, which may be symbolic, without its fraction."""
+    return int(number) if isinstance(number, int | float) else _SYMBOLIC["int"](number)
 
 
 def axes_of(
