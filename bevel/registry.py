@@ -65,6 +65,11 @@ def lowerings() -> Registry:
     return Registry("bevel.lowerings", "set of lowerings")
 
 
+def frontends() -> Registry:
+    """Return every installed frontend by the name of the package whose classes it reads."""
+    return Registry("bevel.frontends", "frontend")
+
+
 def _points(group: str) -> dict[str, EntryPoint]:
     """Return the entry points of `group` by name; refuse a name that two distributions claim."""
     found: dict[str, EntryPoint] = {}

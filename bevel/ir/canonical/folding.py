@@ -15,6 +15,7 @@ from onnx.reference import ReferenceEvaluator
 
 from bevel.ir.canonical.constants import constant_of, known, replace_by_initializer
 from bevel.ir.canonical.dead import subgraphs
+from bevel.ir.provenance import provenance
 
 # Deterministic, and exact or correctly rounded in IEEE arithmetic.
 FOLDABLE: Final = frozenset(
@@ -140,7 +141,9 @@ def is_shape_data(value: ir.Value, derived: set[ir.Value]) -> bool:
     tensor = known(value)
     if tensor is None or tensor.size > LARGEST or tensor.dtype not in NUMBER_TYPES:
         return False
-    return tensor.dtype in EXACT_TYPES or tensor.size == 1 or value in derived
+    if tensor.dtype in EXACT_TYPES or value in derived:
+        return True
+    return tensor.size == 1 and provenance(value) is None  # a gate or a temperature of one number is a parameter
 
 
 def evaluate(node: ir.Node, opset: int, arrays: Sequence[np.ndarray | None]) -> list[np.ndarray] | None:

@@ -1,0 +1,92 @@
+"""What a module's `state_dict` holds: which initializer is which parameter, what is tied, what the graph leaves out."""
+
+from collections.abc import Hashable, Mapping
+from typing import Final, TypeAlias
+
+import onnx_ir as ir
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from bevel.errors import UnsupportedModel
+from bevel.frontends.torch.tensors import shared
+from bevel.ir.provenance import Provenance, provenance, set_provenance
+
+UNUSED: Final = "bevel.unused"
+"""Key in `model.meta` and in `model.graph.meta` (which clones keep): the parameters and buffers that the graph does not
+use, by name, each with whether it is trained, and its tensor."""
+
+Source: TypeAlias = nn.Module | ExportedProgram
+State: TypeAlias = Mapping[str, Tensor]
+
+
+def state_of(source: Source) -> dict[str, Tensor]:
+    """Return the tensors of a module's `state_dict` by name: no copies, and one object for all names of what is tied.
+
+    Buffers that are not persistent are not among them; like other constants, they belong to the graph.
+    """
+    held = source.state_dict if isinstance(source, ExportedProgram) else source.state_dict(keep_vars=True)
+    state = {name: tensor for name, tensor in held.items() if isinstance(tensor, Tensor)}
+    for name, tensor in state.items():
+        if tensor.device.type == "meta":
+            raise UnsupportedModel(
+                "has no content: it is on the meta device", where=name, remedy="load the module's weights first"
+            )
+    return state
+
+
+def note_provenance(model: ir.Model, state: State) -> None:
+    """Note in every initializer which parameter or buffer it is; initializers of one parameter become one."""
+    names = names_by_identity(state)
+    first: dict[Hashable, ir.Value] = {}
+    for value in list(model.graph.initializers.values()):
+        tensor = held_tensor(value, state)
+        key = None if tensor is None else identity(tensor)
+        if tensor is None or key not in names:
+            continue
+        kept = first.setdefault(key, value)
+        if kept is not value:
+            value.replace_all_uses_with(kept, replace_graph_outputs=True)
+            del model.graph.initializers[str(value.name)]
+            continue
+        set_provenance(value, Provenance(names[key], is_trained(tensor)))
+        value.const_value = shared(tensor, str(value.name))
+
+
+def held_tensor(value: ir.Value, state: State) -> Tensor | None:
+    """Return the torch tensor behind an initializer; by its content where the name is not one of the state's."""
+    if value.name is not None and value.name in state:
+        return state[value.name]
+    raw = getattr(value.const_value, "raw", None)
+    return raw if isinstance(raw, Tensor) else None
+
+
+def names_by_identity(state: State) -> dict[Hashable, tuple[str, ...]]:
+    """Group the names that stand for one tensor."""
+    names: dict[Hashable, tuple[str, ...]] = {}
+    for name, tensor in state.items():
+        key = identity(tensor)
+        names[key] = (*names.get(key, ()), name)
+    return names
+
+
+def identity(tensor: Tensor) -> Hashable:
+    """Return what two tensors have in common if they are one: the same numbers in memory, seen the same way."""
+    if tensor.numel() == 0:
+        return id(tensor)
+    start = tensor.untyped_storage().data_ptr()
+    return tensor.device, start, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def is_trained(tensor: Tensor) -> bool:
+    """Tell whether an optimizer would train it."""
+    return isinstance(tensor, nn.Parameter) and tensor.requires_grad
+
+
+def note_unused(model: ir.Model, state: State) -> None:
+    """Note which parameters and buffers the graph does not use, so that a module made from it can have them all."""
+    values = (value for graph in model.graphs() for value in graph.initializers.values())
+    sources = (provenance(value) for value in values)
+    used = {name for source in sources if source is not None for name in source.names}
+    model.meta[UNUSED] = model.graph.meta[UNUSED] = {
+        name: (is_trained(tensor), shared(tensor, name)) for name, tensor in state.items() if name not in used
+    }
