@@ -48,8 +48,9 @@ class _Tensors:
         self._codes: dict[ir.Value, str] = {}
         self._named: dict[tuple[str, ...], tuple[Slot, np.ndarray]] = {}
         self._values = [value for graph in model.graphs() for value in graph.initializers.values()]
+        self._from_module = any(provenance(value) is not None for value in self._values)
         for value in self._values:
-            if provenance(value) is not None or is_trained(value):
+            if provenance(value) is not None or self._is_trained(value):
                 self.read(value)
         for name, (trainable, tensor) in model.meta.get(UNUSED, {}).items():
             hold(self.root, name, to_tensor(tensor.numpy(), tensor.dtype), trained=trainable)
@@ -70,7 +71,7 @@ class _Tensors:
     def main(self) -> tuple[torch.dtype | None, str | None]:
         """Return the type that most parameters have, and the code of one of them."""
         sizes: dict[ir.DataType, int] = {}
-        trained = [value for value in self._values if is_trained(value)]
+        trained = [value for value in self._values if self._is_trained(value)]
         for value in trained:
             assert value.dtype is not None and value.const_value is not None
             sizes[value.dtype] = sizes.get(value.dtype, 0) + value.const_value.size
@@ -79,12 +80,15 @@ class _Tensors:
         main = max(sizes, key=lambda kind: sizes[kind])
         return torch_type(main), self.read(next(value for value in trained if value.dtype is main))
 
+    def _is_trained(self, value: ir.Value) -> bool:
+        return is_trained(value, from_module=self._from_module)
+
     def _hold(self, value: ir.Value) -> str:
         tensor = value.const_value
         assert tensor is not None and value.name
         if tensor.dtype is ir.DataType.STRING:
             return strings_code(tensor)
-        return hold(self.root, value.name, to_tensor(tensor.numpy(), tensor.dtype), trained=is_trained(value)).code
+        return hold(self.root, value.name, to_tensor(tensor.numpy(), tensor.dtype), trained=self._is_trained(value)).code
 
     def _hold_as(self, value: ir.Value, source: Provenance) -> str:
         """Hold an initializer as the parameter it came from, which several share as long as they are equal."""

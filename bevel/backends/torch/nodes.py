@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from bevel.errors import UnsupportedModel
@@ -16,8 +17,15 @@ def title(node: ir.Node) -> str:
 
 
 def plain(attribute: ir.Attr) -> Any:
-    """Return the value of an attribute as plain Python, a tensor or graph as it is."""
+    """Return the value of an attribute as plain Python, a tensor or graph as it is.
+
+    Attributes are single precision: the shortest number that rounds to it is what was meant, 0.1 and not 0.100000001.
+    """
     value = attribute.value
+    if attribute.type is ir.AttributeType.FLOAT:
+        return float(str(np.float32(value)))
+    if attribute.type is ir.AttributeType.FLOATS:
+        return [float(str(np.float32(item))) for item in value]
     return list(value) if isinstance(value, tuple) else value
 
 

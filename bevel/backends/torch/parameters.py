@@ -51,18 +51,18 @@ class Slot:
     code: str
 
 
-def is_trained(value: ir.Value) -> bool:
+def is_trained(value: ir.Value, *, from_module: bool) -> bool:
     """Say whether an initializer is a parameter.
 
-    Where it came from decides; without that, every tensor of floats is one, but single numbers and what only states
-    something (`GIVEN`).
+    Where it came from decides; what has no origin in a model that came from a module is a constant. In other models
+    every tensor of floats is a parameter, but single numbers and what only states something (`GIVEN`).
     """
     tensor, source = value.const_value, provenance(value)
     assert tensor is not None
     if tensor.dtype not in FLOATS:
         return False
-    if source is not None:
-        return source.trainable
+    if source is not None or from_module:
+        return source is not None and source.trainable
     uses = [(use.node.domain, use.node.op_type, use.idx) for use in value.uses()]
     return tensor.size > 1 and any(index not in GIVEN.get((domain, kind), ()) for domain, kind, index in uses)
 
