@@ -14,6 +14,7 @@ A message says what went wrong and where (file, node or value by name), then wha
       PassFailed            a pass raised something else than a BevelError                 exit 3
       PromiseBroken         a pass did not keep its promise                                exit 1
       BudgetMissed          the result is right, but too large, too slow or too far off    exit 1
+      TrainingDiverged      fine-tuning met a loss or gradient that is no number           exit 1
 """
 
 from collections.abc import Iterable
@@ -86,6 +87,12 @@ class PromiseBroken(BevelError):
 
 class BudgetMissed(BevelError):
     """The result is right, but misses a budget the user set."""
+
+    exit_code = 1
+
+
+class TrainingDiverged(BevelError):
+    """Fine-tuning met a loss or gradient that is not finite; the module was left at its last good weights."""
 
     exit_code = 1
 

@@ -7,18 +7,18 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
 from bevel.backends.torch.finetune_data import Batches
 from bevel.backends.torch.finetune_history import Point, Recovery
-from bevel.backends.torch.finetune_loop import Loop, Progress
+from bevel.backends.torch.finetune_loop import Loop, Mode, Progress
 from bevel.backends.torch.finetune_loss import Distance, Distillation, Loss
 from bevel.backends.torch.finetune_steps import Precision, Schedule, Updates
 from bevel.backends.torch.finetune_validation import Evaluate, Validation
 from bevel.backends.torch.finetune_weights import Checkpoint, tensors
-from bevel.errors import UsageError
+from bevel.errors import UsageError, nearest
 
 __all__ = ["Loss", "Point", "Progress", "Recovery", "finetune"]
 
@@ -41,7 +41,7 @@ def finetune(
     weight_decay: float = 0.01,
     max_grad_norm: float = 1.0,
     precision: Precision = "auto",
-    freeze_batchnorm: bool = False,
+    mode: Mode = "train",
     evaluate: Evaluate | None = None,
     evaluate_every: int | None = None,
     greater_is_better: bool = True,
@@ -66,8 +66,8 @@ def finetune(
     It runs `epochs` (1 if nothing is said) or `steps`: AdamW, whose `weight_decay` is for matrices only; a rate that
     rises to `lr` over the part `warmup` of the steps, then falls to 0 along a cosine; gradients clipped to
     `max_grad_norm`; arithmetic in bfloat16 or float16 on CUDA, in float32 elsewhere, unless `precision` says
-    otherwise. The student is in train mode, with batch normalisations in eval mode if `freeze_batchnorm`; the teacher
-    is in eval mode and does not change. Modes are put back at the end.
+    otherwise. In `mode` "eval" the student's batch normalisations keep their statistics and nothing is dropped out; in
+    "train" they follow the data. The teacher is in eval mode and does not change. Modes are put back at the end.
 
     `evaluate` gives the score of the student (in eval mode) before the first step, then after every epoch or
     `evaluate_every` steps. The best weights are kept and given to the student at the end, so that it never ends worse
@@ -90,6 +90,8 @@ def finetune(
     if epochs is not None and steps is not None:
         raise UsageError("only one of them can be said", where="epochs, steps", remedy="leave one out")
     check_sources(student, teacher, labels, loss)
+    if mode not in get_args(Mode):
+        raise UsageError(f"unknown mode {mode!r}", where="mode", remedy=nearest(mode, get_args(Mode)))
     if warmup >= 1:
         raise UsageError(f"warmup={warmup} leaves no steps", where="warmup", remedy="it is a part of the steps: 0 to 1")
     if evaluate is None and (patience is not None or evaluate_every is not None):
@@ -107,7 +109,7 @@ def finetune(
         Checkpoint(Path(checkpoint), settings(options, student, batches)) if checkpoint is not None else None,
         progress,
         seed=seed,
-        freeze_batchnorm=freeze_batchnorm,
+        mode=mode,
         evaluate_every=evaluate_every,
         checkpoint_every=checkpoint_every,
     ).run()

@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bevel.backends.torch.finetune_data import Batch, Batches
 from bevel.backends.torch.finetune_history import Point, Recovery
@@ -21,6 +20,8 @@ from bevel.backends.torch.finetune_steps import Updates
 from bevel.backends.torch.finetune_validation import Validation
 from bevel.backends.torch.finetune_weights import Checkpoint, copied, modes_kept, restore, tensors
 from bevel.errors import TrainingDiverged, UsageError
+
+Mode: TypeAlias = Literal["train", "eval"]
 
 Progress: TypeAlias = Callable[[str, int, int], object]
 """Is told what is going on, how many steps are done, and of how many."""
@@ -39,7 +40,7 @@ class Loop:
     checkpoint: Checkpoint | None
     progress: Progress
     seed: int
-    freeze_batchnorm: bool
+    mode: Mode
     evaluate_every: int | None
     checkpoint_every: int | None
 
@@ -58,9 +59,11 @@ class Loop:
             self._modes()
             if not self.resumed:
                 self._check_batch()
-                self._note()
+                if self.validation.evaluate is not None:
+                    self._note()
             while not self._finished():
                 self._epoch()
+        self.student.zero_grad()
         self.validation.finish(self.student)
         best = self.step if self.validation.evaluate is None else self.validation.best_step
         return Recovery(tuple(self.history), self.step, self._total, best, time.perf_counter() - start)
@@ -79,10 +82,7 @@ class Loop:
         """Set train and eval modes."""
         if self.teacher is not None:
             self.teacher.eval()
-        self.student.train()
-        for module in self.student.modules():
-            if self.freeze_batchnorm and isinstance(module, _BatchNorm):
-                module.eval()
+        self.student.train(self.mode == "train")
 
     def _check_batch(self) -> None:
         """Refuse a first batch that the modules do not take, or outputs that the loss makes no sense for."""
@@ -91,10 +91,18 @@ class Loop:
             raise UsageError("there is no batch in it", where="data")
         for module in self._modules():
             batch.check(module)
-        if isinstance(self.objective, Distillation):
-            with modes_kept(self.student), torch.no_grad(), self.updates.autocast():
-                self.student.eval()
-                self.objective.check(batch.call(self.student), self._taught(batch), batch.labels)
+        with modes_kept(self.student), self.updates.autocast():
+            self.student.eval()  # statistics of normalisations stay as they are
+            returned, taught = batch.call(self.student), self._taught(batch)
+            if isinstance(self.objective, Distillation):
+                self.objective.check(returned, taught, batch.labels)
+            loss = self.objective(returned, taught, batch.labels)
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+            raise UsageError(
+                "it returned no single number that depends on the student's parameters",
+                where="loss",
+                remedy="return a tensor of one element, computed from the student's output without detaching it",
+            )
 
     def _epoch(self) -> None:
         """Go through the data once, or through what is left of an interrupted epoch, or until the run is finished."""
@@ -127,17 +135,9 @@ class Loop:
 
     def _update(self, batch: Batch) -> float:
         """Change the weights by one step and return the loss; leave them as they were where it is not finite."""
-        statistics = copied(
-            {name: buffer for name, buffer in self.student.named_buffers() if buffer.is_floating_point()}
-        )
+        statistics = copied(dict(self.student.named_buffers()))
         with self.updates.autocast():
             loss = self.objective(batch.call(self.student), self._taught(batch), batch.labels)
-        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-            raise UsageError(
-                "it returned no single number that depends on the student's parameters",
-                where="loss",
-                remedy="return a tensor of one element, computed from the student's output without detaching it",
-            )
         value = loss.item()
         if math.isfinite(value) and self.updates.apply(loss, self.step):
             return value

@@ -127,8 +127,8 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float, dim: int) -
     """
     log_student = functional.log_softmax(student / temperature, dim)
     log_teacher = functional.log_softmax(teacher / temperature, dim)
-    pointwise = functional.kl_div(log_student, log_teacher, reduction="none", log_target=True)
-    return pointwise.sum(dim) * temperature**2
+    pointwise: Tensor = functional.kl_div(log_student, log_teacher, reduction="none", log_target=True)
+    return pointwise.sum(dim).mul(temperature * temperature)
 
 
 def average(values: Tensor) -> Tensor:
@@ -154,8 +154,9 @@ def tensor_of(returned: Any, chosen: int | str | None, where: str) -> Tensor:
         chosen = "logits" if "logits" in parts else 0
     if isinstance(chosen, int) and -len(names) <= chosen < len(names):
         chosen = names[chosen]
-    if isinstance(chosen, str) and isinstance(parts.get(chosen), Tensor):
-        return parts[chosen]
+    picked = parts.get(chosen) if isinstance(chosen, str) else None
+    if isinstance(picked, Tensor):
+        return picked
     problem = "there are several outputs" if chosen is None else f"there is no tensor {chosen!r}"
     raise UsageError(
         problem if parts else f"it is of type {type(returned).__name__}",

@@ -94,9 +94,11 @@ class Checkpoint:
         return state
 
     def _read(self) -> dict[str, Any]:
+        if not zipfile.is_zipfile(self.path):
+            raise self._unreadable()
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
-        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
             raise self._unreadable() from error
         if not isinstance(state, dict) or "settings" not in state:
             raise self._unreadable()
