@@ -5,10 +5,12 @@ from __future__ import annotations
 import linecache
 from collections.abc import Callable, Mapping
 from itertools import count
+from os import PathLike
 from typing import Any, Final
 
 from bevel.backends.torch.parameters import Parameters
 from bevel.backends.torch.source import GLOBALS, Port, Source
+from bevel.backends.torch.written import write_module
 
 _NUMBERS: Final = count()
 
@@ -36,6 +38,15 @@ class GraphModule(Parameters):
         self.outputs = tuple(port.name for port in source.outputs)
         # Every instance has a class of its own, so that torch.compile and torch.export find a plain `forward` there.
         self.__class__ = type("GraphModule", (GraphModule,), {"forward": compiled(source)})
+
+    @property
+    def functions(self) -> Mapping[str, Callable[..., Any]]:
+        """The functions that `code` calls, by the names that it uses."""
+        return self._source.functions
+
+    def write(self, path: str | PathLike[str]) -> None:
+        """Write the module as `path`, a `.py` file that needs no Bevel, with a `.safetensors` file beside it."""
+        write_module(self, path)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _rebuild, (self._source, self.__dict__)
