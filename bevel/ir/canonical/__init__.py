@@ -5,7 +5,7 @@ After `canonicalize`:
 * every constant is an initializer of the graph that uses it, with `const_value` set, unless it is a graph's output;
 * no initializer of the main graph is listed as an input only because an old file format asked for it;
 * a vector or scalar initializer has one use, and so has shape arithmetic with constants in it: nothing is tied by an
-  exporter's habit. Matrices and larger stay tied;
+  exporter's habit. Matrices and larger stay tied, and so does what is known to be one parameter of a module;
 * shapes are as far inferred as possible, symbolically, and shape arithmetic that is constant is folded;
 * what a Range is given is a scalar;
 * no dead node is left of what was folded;

@@ -2,7 +2,8 @@
 
 Exporters merge equal initializers: freshly initialised gains of all normalisations become one tensor, the `64` in
 all Reshape targets one constant. A structural edit at one use would then drag all others along. Matrices and larger
-stay as they are: an embedding tied to its head is tied on purpose.
+stay as they are: an embedding tied to its head is tied on purpose. So does what is known to be one parameter of a
+module (`bevel.ir.provenance`), whatever its size.
 """
 
 from typing import Final
@@ -11,6 +12,7 @@ import onnx_ir as ir
 
 from bevel.ir.canonical.constants import known, replace_by_initializer
 from bevel.ir.names import free_names, value_names
+from bevel.ir.provenance import provenance
 
 ORIGIN: Final = "bevel.shared"
 """Key in `value.meta`: the name of the initializer that this one was copied from."""
@@ -57,7 +59,12 @@ def is_small(tensor: ir.TensorProtocol) -> bool:
 def is_separable(value: ir.Value) -> bool:
     """Tell whether the initializer has more than one use and is too small to be tied on purpose."""
     tensor = value.const_value
-    if tensor is None or value.is_graph_input() or len(value.uses()) + value.is_graph_output() < 2:
+    if (
+        tensor is None
+        or value.is_graph_input()
+        or provenance(value) is not None
+        or len(value.uses()) + value.is_graph_output() < 2
+    ):
         return False
     return is_small(tensor)
 

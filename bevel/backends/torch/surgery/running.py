@@ -1,0 +1,147 @@
+"""Running a module beside a reference: on the caller's inputs or made-up ones, and saying how far apart they are."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from bevel.backends.onnxruntime import Level, Session
+from bevel.backends.torch.types import to_array, to_tensor
+from bevel.errors import EditRefused, UsageError
+
+TOLERANCE: Final = 1e-4
+"""Relative to the largest output. Both sides compute in float32 (unit 6e-8), but through the kernels of two libraries,
+which sum in other orders: a sum of some thousand products differs by some dozen units, and some dozen layers pass that
+on and add to it. A wrong channel changes an output by a part of its size."""
+
+ROUNDINGS: Final = 4
+"""Half-precision kernels compute in float32 and round at every node; two such roundings a side differ by 4 units."""
+
+Examples: TypeAlias = Tensor | Mapping[str, Any] | Sequence[Any]
+Array: TypeAlias = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one call of a module, and what it has to return: flat, its tensors only."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    expected: tuple[Array, ...] = ()
+
+
+def call_of(examples: Examples) -> Call:
+    """Read example inputs: a tensor, positional arguments, keyword arguments, or a pair of both."""
+    if isinstance(examples, Tensor):
+        return Call((examples,), {})
+    if isinstance(examples, Mapping):
+        return Call((), dict(examples))
+    if len(examples) == 2 and isinstance(examples[0], list | tuple) and isinstance(examples[1], Mapping):
+        return Call(tuple(examples[0]), dict(examples[1]))
+    return Call(tuple(examples), {})
+
+
+def call_of_feed(module: nn.Module, feed: Mapping[str, Array]) -> Call:
+    """Turn named inputs of a graph into arguments: by name where `forward` has such parameters, else in order."""
+    device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
+    tensors = {name: to_tensor(np.asarray(array)).to(device) for name, array in feed.items()}
+    names = inspect.signature(module.forward).parameters
+    return Call((), tensors) if tensors.keys() <= names.keys() else Call(tuple(tensors.values()), {})
+
+
+def answers(model: ir.Model, module: nn.Module, calls: Sequence[Call]) -> list[Call]:
+    """Return the calls with what an ONNX graph answers to them."""
+    with Session(model, level=Level.AS_WRITTEN) as session:
+        return [Call(c.args, c.kwargs, tuple(session.run(_feed(model, module, c)).values())) for c in calls]
+
+
+def _feed(model: ir.Model, module: nn.Module, call: Call) -> dict[str, Array]:
+    """Pair the graph's inputs with the tensors of a call, in the order of the forward's parameters."""
+    bound = inspect.signature(module.forward).bind(*call.args, **call.kwargs).arguments
+    arrays = [to_array(leaf) for leaf in _pytree.tree_leaves(bound) if isinstance(leaf, Tensor)]
+    names = [str(value.name) for value in model.graph.inputs]
+    if len(arrays) != len(names):
+        raise UsageError(
+            f"example_inputs hold {len(arrays)} tensors, the model takes {len(names)}: {', '.join(names)}",
+            remedy="give what the model was loaded with",
+        )
+    return dict(zip(names, arrays, strict=True))
+
+
+def outputs(module: nn.Module, call: Call) -> tuple[Array, ...]:
+    """Run a module in evaluation mode and return the tensors of its answer; modes and gradients stay as they were."""
+    with evaluating(module), torch.no_grad():
+        result = module(*call.args, **call.kwargs)
+    return tuple(to_array(leaf) for leaf in _pytree.tree_leaves(result) if isinstance(leaf, Tensor))
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode, and each of its parts back into its own."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def error(module: nn.Module, calls: Sequence[Call]) -> float:
+    """Return the largest relative error of a module's answers, over `limit`; whatever its forward raises is raised."""
+    return max(_distance(call.expected, outputs(module, call)) for call in calls)
+
+
+def _distance(expected: Sequence[Array], found: Sequence[Array]) -> float:
+    """Return `max |difference| / max |expected|` in units of the tolerance of each output's type, at least."""
+    if len(expected) != len(found):
+        raise EditRefused(
+            f"it returns {len(found)} tensors, the model {len(expected)}",
+            where="the module",
+            remedy="load and apply with the same arguments (use_cache=False, return_dict, ...)",
+        )
+    return max((_apart(*pair) for pair in zip(expected, found, strict=True)), default=0.0)
+
+
+def _apart(expected: Array, found: Array) -> float:
+    if expected.shape != found.shape:
+        return np.inf
+    if not expected.size:
+        return 0.0
+    left, right = (
+        np.asarray(array, np.complex128 if array.dtype.kind == "c" else np.float64) for array in (expected, found)
+    )
+    same = (left == right) | (np.isnan(left) & np.isnan(right))
+    finite = np.abs(left[np.isfinite(left)])
+    largest = float(finite.max()) if finite.size else 0.0
+    with np.errstate(invalid="ignore"):
+        apart = np.where(same, 0.0, np.abs(left - right)).max() / max(largest, np.finfo(np.float32).tiny)
+    unit = _unit(expected)
+    return float("inf") if np.isnan(apart) else float(apart * TOLERANCE / max(TOLERANCE, ROUNDINGS * unit))
+
+
+def _unit(array: Array) -> float:
+    return 2.0**-8 if array.dtype.itemsize == 2 and array.dtype.kind in "fV" else 0.0
+
+
+FORWARD_ERRORS: Final = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+)
+"""What a forward raises that meets sizes it does not expect."""
+
+Check: TypeAlias = Callable[[], float]
