@@ -1,87 +1,76 @@
-"""Activation functions."""
+"""The activation functions that recurrent operators name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bevel.backends.torch.ops.wide import UNSIGNED
-from bevel.backends.torch.table import lower, write
+from bevel.errors import UnsupportedModel, nearest
 
-write("Relu", "torch.relu({0})")
-write("Sigmoid", "torch.sigmoid({0})")
-write("Softplus", "torch.nn.functional.softplus({0})")
-write("Softsign", "torch.nn.functional.softsign({0})")
-write("HardSwish", "torch.nn.functional.hardswish({0})")
-write("Mish", "torch.nn.functional.mish({0})")
+Activation: TypeAlias = Callable[[Tensor], Tensor]
 
 
-@lower("LeakyRelu")
-def leaky_relu(x: Tensor, *, alpha: float = 0.01) -> Tensor:
-    """Return x where it is positive, else alpha * x."""
-    return F.leaky_relu(x, alpha)
+def _affine(x: Tensor, alpha: float, beta: float) -> Tensor:
+    return alpha * x + beta
 
 
-@lower("PRelu", since=7)
-def prelu(x: Tensor, slope: Tensor) -> Tensor:
-    """Return x where it is not negative, else slope * x."""
-    return x if x.dtype in UNSIGNED else torch.where(x < 0, slope * x, x)
+def _scaled_tanh(x: Tensor, alpha: float, beta: float) -> Tensor:
+    return alpha * torch.tanh(beta * x)
 
 
-@lower("PRelu", until=6)
-def prelu_by_channel(x: Tensor, slope: Tensor) -> Tensor:
-    """Return x where it is not negative, else slope * x; the slope is one number or one for each channel."""
-    return F.prelu(x, slope.reshape(-1))
+def _hard_sigmoid(x: Tensor, alpha: float, beta: float) -> Tensor:
+    return (alpha * x + beta).clamp(0, 1)
 
 
-@lower("Elu")
-def elu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
-    """Return x where it is positive, else alpha * (exp(x) - 1)."""
-    return F.elu(x, alpha)
+def _thresholded_relu(x: Tensor, alpha: float) -> Tensor:
+    return torch.where(x >= alpha, x, 0.0)
 
 
-@lower("Celu")
-def celu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
-    """Return x where it is positive, else alpha * (exp(x / alpha) - 1)."""
-    return F.celu(x, alpha)
+# With the defaults of what they take of `activation_alpha` and `activation_beta`; None: there is none.
+_FUNCTIONS: Final[Mapping[str, tuple[Callable[..., Tensor], tuple[float | None, ...]]]] = {
+    "sigmoid": (torch.sigmoid, ()),
+    "tanh": (torch.tanh, ()),
+    "relu": (torch.relu, ()),
+    "softsign": (F.softsign, ()),
+    "softplus": (F.softplus, ()),
+    "affine": (_affine, (None, None)),
+    "scaledtanh": (_scaled_tanh, (None, None)),
+    "hardsigmoid": (_hard_sigmoid, (0.2, 0.5)),
+    "leakyrelu": (F.leaky_relu, (0.01,)),
+    "thresholdedrelu": (_thresholded_relu, (1.0,)),
+    "elu": (F.elu, (1.0,)),
+}
 
 
-@lower("Selu", since=6)
-def selu(x: Tensor, *, alpha: float = 1.67326319217681884765625, gamma: float = 1.05070102214813232421875) -> Tensor:
-    """Return gamma * elu(x, alpha)."""
-    return gamma * F.elu(x, alpha)
+def activations_of(
+    names: Sequence[str], alphas: Sequence[float], betas: Sequence[float], clip: float | None
+) -> list[Activation]:
+    """Return the functions of these names; those that have an alpha or beta take the next one that is left."""
+    numbers = (iter(alphas), iter(betas))
+    return [_clipped(_activation(name, *numbers), clip) for name in names]
 
 
-@lower("Selu", until=5)
-def selu_rounded(x: Tensor, *, alpha: float = 1.6732, gamma: float = 1.0507) -> Tensor:
-    """Return gamma * elu(x, alpha) with the constants of the operator's first version."""
-    return gamma * F.elu(x, alpha)
+def _activation(name: str, *numbers: Any) -> Activation:
+    known = _FUNCTIONS.get(name.lower())
+    if known is None:
+        raise UnsupportedModel(f"activation {name!r}", remedy=nearest(name.lower(), _FUNCTIONS))
+    function, defaults = known
+    taken = [next(rest, default) for rest, default in zip(numbers, defaults, strict=False)]
+    if None in taken:
+        raise UnsupportedModel(f"activation {name!r} without its alpha and beta, which have no defaults")
+    return partial(_with, function, tuple(taken)) if taken else function
 
 
-@lower("Gelu")
-def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
-    """Return x weighted by the normal distribution function, or by its approximation "tanh"."""
-    return F.gelu(x, approximate=approximate)
+def _with(function: Callable[..., Tensor], numbers: tuple[float, ...], x: Tensor) -> Tensor:
+    return function(x, *numbers)
 
 
-@lower("Swish")
-def swish(x: Tensor, *, alpha: float = 1.0) -> Tensor:
-    """Return x * sigmoid(alpha * x)."""
-    return F.silu(x) if alpha == 1.0 else x * torch.sigmoid(alpha * x)
-
-
-@lower("HardSigmoid")
-def hard_sigmoid(x: Tensor, *, alpha: float = 0.2, beta: float = 0.5) -> Tensor:
-    """Return alpha * x + beta limited to the range from 0 to 1."""
-    return torch.clamp(alpha * x + beta, 0, 1)
-
-
-@lower("ThresholdedRelu")
-def thresholded_relu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
-    """Return x where it exceeds alpha, else zero."""
-    return F.threshold(x, alpha, 0.0)
-
-
-@lower("SwiGLU")
-def swiglu(a: Tensor, b: Tensor, *, alpha: float = 1.0) -> Tensor:
-    """Return swish(a, alpha) * b."""
-    return swish(a, alpha=alpha) * b
+def _clipped(function: Activation, clip: float | None) -> Activation:
+    if clip is None:
+        return function
+    return lambda x: function(x.clamp(-clip, clip))

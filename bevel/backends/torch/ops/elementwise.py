@@ -1,10 +1,14 @@
 """Functions of one number."""
 
+from typing import Final
+
 import torch
 from torch import Tensor
 
 from bevel.backends.torch.ops.wide import UNSIGNED, as_float, ordered
 from bevel.backends.torch.table import lower, write
+
+_LARGEST: Final = 3.4028234663852886e38
 
 write("Identity", "{0}")
 write("Neg", "torch.neg({0})")
@@ -50,9 +54,9 @@ def erf(x: Tensor) -> Tensor:
 
 
 @lower("Clip", until=10)
-def clip_between(x: Tensor, *, min: float | None = None, max: float | None = None) -> Tensor:
-    """Return numbers limited to a range given as attributes."""
-    return x if min is None and max is None else torch.clamp(x, min, max)
+def clip_between(x: Tensor, *, min: float = -_LARGEST, max: float = _LARGEST) -> Tensor:
+    """Return numbers limited to a range given as attributes, by default that of finite float32 numbers."""
+    return torch.clamp(x, min, max)
 
 
 @lower("Clip", since=11)

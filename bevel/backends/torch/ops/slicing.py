@@ -93,7 +93,7 @@ def center_crop_pad(x: Tensor, shape: Ints, *, axes: Sequence[int] | None = None
     for axis, size in zip(places, shape, strict=True):
         missing = size - x.shape[axis]
         # Half of it goes in front, rounded down; a cut takes the larger half from behind as well.
-        before = missing // 2 if missing >= 0 else -(-missing // 2)
+        before = _most(missing, 0) // 2 - _most(-missing, 0) // 2
         behind = 2 * (x.dim() - 1 - axis % x.dim())
         widths[behind], widths[behind + 1] = before, missing - before
     return moved(lambda x: F.pad(x, widths), x)
