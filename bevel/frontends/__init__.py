@@ -1,5 +1,6 @@
 """Where models come from."""
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -24,6 +25,7 @@ def load(
     example_inputs: "Examples | None" = None,
     *,
     dynamic_shapes: "DynamicShapes | None" = None,
+    cache: str | os.PathLike[str] | None = None,
     functions: Functions = "inline",
 ) -> ir.Model:
     """Read a model from wherever it comes, and return it in canonical form.
@@ -31,8 +33,8 @@ def load(
     An ONNX model is given as a path, bytes, a binary file, an `onnx.ModelProto` or an `onnx_ir.Model`; see
     `bevel.frontends.onnx`. A PyTorch module is given with example inputs: a tensor, a tuple of positional arguments, a
     dict of keyword arguments, or `(args, kwargs)`. Axes whose size may vary are named:
-    `dynamic_shapes={"image": {0: "batch"}}`. A `torch.export.ExportedProgram` needs neither; see
-    `bevel.frontends.torch`.
+    `dynamic_shapes={"image": {0: "batch"}}`. Exports are kept in the folder `cache`, if one is given. A
+    `torch.export.ExportedProgram` needs neither; see `bevel.frontends.torch`.
 
     Other frameworks come as plugins: an entry point of the group `bevel.frontends`, named as the package whose classes
     it reads, that is a function with the parameters of this one.
@@ -41,10 +43,10 @@ def load(
     """
     frontend = frontend_of(source)
     if frontend is not None:
-        options = {"dynamic_shapes": dynamic_shapes, "functions": functions}
+        options = {"dynamic_shapes": dynamic_shapes, "cache": cache, "functions": functions}
         model: ir.Model = frontend(source, example_inputs, **options)
         return model
-    for name, option in {"example_inputs": example_inputs, "dynamic_shapes": dynamic_shapes}.items():
+    for name, option in {"example_inputs": example_inputs, "dynamic_shapes": dynamic_shapes, "cache": cache}.items():
         if option is not None:
             raise UsageError(f"an ONNX model takes no {name}", remedy=REMEDY)
     return onnx.load(cast(onnx.Source, source), functions=functions)

@@ -1,5 +1,7 @@
 """PyTorch models in: from an `nn.Module` with example inputs, or a `torch.export.ExportedProgram`."""
 
+import os
+
 import onnx
 import onnx_ir as ir
 from torch.export import ExportedProgram
@@ -8,10 +10,12 @@ from bevel.errors import UsageError
 from bevel.frontends.onnx import load as load_onnx
 from bevel.frontends.torch.arguments import FORMS, Arguments, DynamicShapes, Examples, arguments_of
 from bevel.frontends.torch.axes import name_axes
-from bevel.frontends.torch.exporting import exported
+from bevel.frontends.torch.cache import kept
+from bevel.frontends.torch.fingerprint import fingerprint
 from bevel.frontends.torch.habits import bypass_copies, drop_zero_biases, forget_notes
 from bevel.frontends.torch.layout import fold_layouts
 from bevel.frontends.torch.outputs import name_outputs
+from bevel.frontends.torch.remedies import exported_somehow
 from bevel.frontends.torch.state import Source, State, note_provenance, note_unused, state_of
 from bevel.ir.canonical import Functions
 
@@ -23,6 +27,7 @@ def load(
     example_inputs: Examples | None = None,
     *,
     dynamic_shapes: DynamicShapes | None = None,
+    cache: str | os.PathLike[str] | None = None,
     functions: Functions = "inline",
 ) -> ir.Model:
     """Export a module as it computes in evaluation mode, and return it in canonical form.
@@ -31,11 +36,19 @@ def load(
     writes to it, and the module is not changed. Tied parameters are one initializer. What the graph does not use is
     noted in `model.meta["bevel.unused"]`.
 
+    With a folder `cache`, an export is kept there, and taken from there when a module of the same code, attributes and
+    sizes comes again, whatever its parameters are.
+
     Raises `UsageError` where the example inputs do not fit, `UnsupportedModel` with the exporter's reason in one line.
     """
     state = state_of(source)
-    raw = captured(source, given(source, example_inputs, dynamic_shapes), state)
-    return finished(raw, state, functions)
+    arguments = given(source, example_inputs, dynamic_shapes)
+    if isinstance(source, ExportedProgram) and cache is not None:
+        raise UsageError("an ExportedProgram takes no cache", remedy="keep it by torch.export.save")
+    if cache is None or isinstance(source, ExportedProgram):
+        return finished(captured(source, arguments, state), state, functions)
+    key = fingerprint(source, state, arguments)
+    return finished(kept(cache, key, state, lambda: captured(source, arguments, state)), state, functions)
 
 
 def given(source: Source, example_inputs: Examples | None, dynamic_shapes: DynamicShapes | None) -> Arguments:
@@ -54,7 +67,7 @@ def given(source: Source, example_inputs: Examples | None, dynamic_shapes: Dynam
 
 def captured(source: Source, arguments: Arguments, state: State) -> ir.Model:
     """Export, and put names where the exporter put numbers."""
-    model, program = exported(source, arguments)
+    model, program = exported_somehow(source, arguments)
     name_axes(model, program, arguments)
     note_provenance(model, state)
     bypass_copies(model)
