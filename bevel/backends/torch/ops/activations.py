@@ -60,13 +60,13 @@ def _activation(name: str, *numbers: Any) -> Activation:
     if known is None:
         raise UnsupportedModel(f"activation {name!r}", remedy=nearest(name.lower(), _FUNCTIONS))
     function, defaults = known
-    taken = [next(rest, default) for rest, default in zip(numbers, defaults, strict=False)]
+    taken = tuple(next(rest, default) for rest, default in zip(numbers, defaults, strict=False))
     if None in taken:
         raise UnsupportedModel(f"activation {name!r} without its alpha and beta, which have no defaults")
-    return partial(_with, function, tuple(taken)) if taken else function
+    return partial(_with, function, taken) if taken else function
 
 
-def _with(function: Callable[..., Tensor], numbers: tuple[float, ...], x: Tensor) -> Tensor:
+def _with(function: Callable[..., Tensor], numbers: tuple[Any, ...], x: Tensor) -> Tensor:
     return function(x, *numbers)
 
 
