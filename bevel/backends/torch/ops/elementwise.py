@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from bevel.backends.torch.ops.wide import UNSIGNED, as_float, ordered
-from bevel.backends.torch.table import lower, write
+from bevel.backends.torch.table import FLOATS, PLAIN, lower, write
 
 _LARGEST: Final = 3.4028234663852886e38
 
 write("Identity", "{0}")
 write("Neg", "torch.neg({0})")
+write("Abs", "torch.abs({0})", types=PLAIN)
+write("Erf", "torch.erf({0})", types=FLOATS)
 write("Reciprocal", "torch.reciprocal({0})")
 write("Sqrt", "torch.sqrt({0})")
 write("Exp", "torch.exp({0})")

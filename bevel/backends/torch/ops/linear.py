@@ -8,7 +8,9 @@ from torch import Tensor
 
 from bevel.backends.torch.ops.aligned import aligned
 from bevel.backends.torch.ops.wide import modular
-from bevel.backends.torch.table import lower
+from bevel.backends.torch.table import PLAIN, lower, write
+
+write("MatMul", "{0} @ {1}", types=PLAIN)
 
 
 @lower("MatMul")

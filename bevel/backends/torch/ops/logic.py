@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bevel.backends.torch.ops.wide import LOWEST, modular, ordered
-from bevel.backends.torch.table import lower, write
+from bevel.backends.torch.table import PLAIN, lower, write
 
 write("And", "{0} & {1}", since=7)
 write("Or", "{0} | {1}", since=7)
@@ -16,6 +16,11 @@ write("Not", "~{0}")
 write("BitwiseAnd", "{0} & {1}")
 write("BitwiseOr", "{0} | {1}")
 write("BitwiseXor", "{0} ^ {1}")
+write("Equal", "{0} == {1}", since=7, types=PLAIN)
+write("Less", "{0} < {1}", since=7, types=PLAIN)
+write("LessOrEqual", "{0} <= {1}", types=PLAIN)
+write("Greater", "{0} > {1}", since=7, types=PLAIN)
+write("GreaterOrEqual", "{0} >= {1}", types=PLAIN)
 
 
 @lower("Equal", since=7)
