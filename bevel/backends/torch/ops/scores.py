@@ -56,8 +56,13 @@ def attend(
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=shared)
 
 
-def attend_openly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, how: Softmax) -> tuple[Tensor, Tensor]:
-    """Attend step by step; return the scores too, as they are at the stage that is asked for."""
+def attend_openly(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, how: Softmax, sink: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attend step by step; return the scores too, as they are at the stage that is asked for.
+
+    A sink is one more score for each head, whose key has no value.
+    """
     repeats = q.shape[1] // k.shape[1]
     if repeats > 1:
         k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
@@ -66,15 +71,19 @@ def attend_openly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, how: Sof
     capped = how.softcap * torch.tanh(scores / how.softcap) if how.softcap else scores
     bias = additive(mask, q.dtype)
     masked = capped if bias is None else capped + bias
-    weights = masked_softmax(masked.to(how.precision or q.dtype), bias).to(q.dtype)
+    if sink is None:
+        weights = masked_softmax(masked.to(how.precision or q.dtype), bias).to(q.dtype)
+    else:
+        column = sink.to(q.dtype).view(1, -1, 1, 1).expand(*masked.shape[:-1], 1)
+        weights = torch.cat([masked, column], -1).softmax(-1)[..., :-1]
     return weights @ v, (scores, capped, masked, weights)[how.stage]
 
 
-def masked_softmax(scores: Tensor, bias: Tensor | None, floor: float = -math.inf) -> Tensor:
+def masked_softmax(scores: Tensor, bias: Tensor | None) -> Tensor:
     """Normalise scores over the keys; where the bias rules out every key, the weights are zeros."""
     if bias is None:
         return scores.softmax(-1)
-    blind = (bias <= floor).all(-1, keepdim=True)
+    blind = (bias == -math.inf).all(-1, keepdim=True)
     return scores.masked_fill(blind, 0).softmax(-1).masked_fill(blind, 0)
 
 
