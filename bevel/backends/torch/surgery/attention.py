@@ -36,8 +36,10 @@ class NarrowMultiheadAttention(nn.MultiheadAttention):
         """Attend as `nn.MultiheadAttention` does; a causal mask is made where `is_causal` comes without one."""
         batched = query.dim() == 3
         q, k, v = self._projected(*(self._batch_first(tensor, batched) for tensor in (query, key, value)))
-        if is_causal and attn_mask is None:
-            attn_mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
+        if is_causal and (attn_mask is None or (key_padding_mask is None and not need_weights)):
+            # As PyTorch does where it need not look at the mask: added keys come after all others, and are not seen.
+            added = (self.bias_k is not None) + self.add_zero_attn
+            attn_mask = torch.ones(q.shape[2], k.shape[2] + added, dtype=torch.bool, device=q.device).triu(1)
         if key_padding_mask is not None and not batched:
             key_padding_mask = key_padding_mask[None]
         mask = self._mask(attn_mask, key_padding_mask, q)
@@ -88,14 +90,11 @@ class NarrowMultiheadAttention(nn.MultiheadAttention):
 
     def _extended(self, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Append the learned key and value, and the one of zeros, where the module has them."""
-        extra = 0
         if self.bias_k is not None and self.bias_v is not None:
             k, v = (torch.cat((x, self._learned(bias, x)), 2) for x, bias in ((k, self.bias_k), (v, self.bias_v)))
-            extra += 1
         if self.add_zero_attn:
             k, v = (functional.pad(x, (0, 0, 0, 1)) for x in (k, v))
-            extra += 1
-        return k, v, None if mask is None else functional.pad(mask, (0, extra))
+        return k, v, None if mask is None else functional.pad(mask, (0, k.shape[2] - mask.shape[-1]))
 
     def _learned(self, bias: Tensor, like: Tensor) -> Tensor:
         return self._heads(bias).expand(like.shape[0], -1, -1, -1)

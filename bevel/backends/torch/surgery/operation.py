@@ -45,15 +45,18 @@ class AttributeChange:
 class Surgery:
     """What was done to a module.
 
-    `error` is the largest relative error of its outputs against the reference, NaN if nothing was run.
+    `error` is the largest relative error of its outputs against the reference, NaN if nothing was run; `constant` says
+    that those outputs hold one number each, so that hardly any error could show.
     """
 
     tensors: tuple[str, ...]
     attributes: tuple[AttributeChange, ...]
     error: float
+    constant: bool = False
 
     def __str__(self) -> str:
         checked = "not verified" if math.isnan(self.error) else f"verified, error {self.error:.1g}"
+        checked += " (the outputs are constant: hardly any error could show)" if self.constant else ""
         head = f"{len(self.tensors)} tensors and {len(self.attributes)} attributes changed; {checked}"
         return "\n".join([head, *(f"  {change}" for change in self.attributes)])
 
@@ -72,7 +75,8 @@ def operate(
     planned = planned_of(plan, state)
     calls = [call_of(examples)] if examples is not None else [call_of_feed(module, feed) for feed in feeds]
     values = _taken(state, planned) if isinstance(source, Plan) else _values(source, state, planned)
-    check = _check(module, source, planned, values, calls) if verify and calls else None
+    expected = _expected(module, source, planned, values, calls) if verify and calls else []
+    check = partial(running.error, module, expected) if expected else None
     lost = _lost(source, state, planned)
     if lost and check is None and isinstance(source, ir.Model):
         raise _missing(lost)
@@ -81,7 +85,7 @@ def operate(
         if isinstance(error, Failure):
             raise _refused(module, error, lost, plan)
     tensors = tuple(name for name, tensor in planned.items() if tensor.cuts)
-    return Surgery(tensors, tuple(_changed(journal)), error)
+    return Surgery(tensors, tuple(_changed(journal)), error, bool(expected) and running.are_constant(expected))
 
 
 def _operate(
@@ -141,23 +145,23 @@ def _same_shape(name: str, array: Array, tensor: PlannedTensor) -> None:
         )
 
 
-def _check(
+def _expected(
     module: nn.Module,
     source: Plan | ir.Model,
     planned: Mapping[str, PlannedTensor],
     values: Mapping[str, Tensor | Array],
     calls: Sequence[Call],
-) -> Check:
-    """Return what compares the module's answers with those of the graph, or of the plan at full size."""
+) -> list[Call]:
+    """Return the calls with their answers: the graph's, or with a plan the module's own with all else at zero."""
     if isinstance(source, ir.Model):
-        return partial(running.error, module, running.answers(source, module, calls))
+        return running.answers(source, module, calls)
     rest = {name: tensor for name, tensor in state_of(module).items() if name in planned and name not in values}
     full = _plan(planned).scatter({**values, **rest})
     with Journal() as journal:
         replace(module, {name: full[name] for name in values}, journal)
         expected = [Call(call.args, call.kwargs, running.outputs(module, call)) for call in calls]
         journal.restore()
-    return partial(running.error, module, expected)
+    return expected
 
 
 def _plan(planned: Mapping[str, PlannedTensor]) -> Plan:
@@ -166,7 +170,7 @@ def _plan(planned: Mapping[str, PlannedTensor]) -> Plan:
 
 def _lost(source: Plan | ir.Model, state: Mapping[str, Tensor], planned: Mapping[str, PlannedTensor]) -> list[str]:
     """List the tensors of a module that its graph does not have, though they take part in what it computes."""
-    unused = source.meta.get("bevel.unused", {}) if isinstance(source, ir.Model) else {}
+    unused = source.graph.meta.get("bevel.unused", {}) if isinstance(source, ir.Model) else {}
     return [
         name
         for name, tensor in state.items()
