@@ -22,13 +22,13 @@ def forget_notes(model: ir.Model) -> None:
             keep_notes(value, {KEY})
         for node in graph:
             keep_notes(node, TOLD)
-            node.meta.clear()
             for value in node.outputs:
                 keep_notes(value, set())
 
 
 def keep_notes(owner: ir.Value | ir.Node, keys: set[str] | frozenset[str]) -> None:
-    """Remove the notes under other keys."""
+    """Remove the notes under other keys, and what refers to the exporter's own graph."""
+    owner.meta.clear()
     for key in list(owner.metadata_props):
         if key not in keys:
             del owner.metadata_props[key]

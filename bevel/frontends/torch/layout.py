@@ -13,7 +13,6 @@ import onnx_ir as ir
 
 from bevel.ir.canonical.constants import known
 from bevel.ir.canonical.dead import remove_dead
-from bevel.ir.canonical.sharing import ORIGIN
 from bevel.ir.provenance import Kind, provenance, set_provenance
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -46,7 +45,7 @@ def fold_layouts(model: ir.Model) -> None:
 def fold_user(graph: ir.Graph, value: ir.Value) -> bool:
     """Fold the only user of an initializer; tell whether that could be done."""
     source, uses = provenance(value), value.uses()
-    if source is None or len(source.names) > 1 or ORIGIN in value.meta or len(uses) != 1 or value.is_graph_output():
+    if source is None or len(source.names) > 1 or len(uses) != 1 or value.is_graph_output():
         return False
     (use,) = uses
     node = use.node

@@ -51,13 +51,13 @@ class Remedy:
                 setattr(config, self.setting, value)
 
 
-WITHOUT_CACHE: Final = Remedy("without the key-value cache among the outputs", "use_cache", False)
+WITHOUT_CACHE: Final = Remedy("use_cache=False", "use_cache", False)
 """Applied from the start: no graph can give out the Python object that holds the cache."""
 
 AFTER_FAILURE: Final = (
     # The exporter has no form of the products over ragged groups of rows; this gathers each token's experts instead.
-    Remedy("experts by batched products", "_experts_implementation_internal", "batched_mm", "grouped_mm"),
-    Remedy("eager attention", "_attn_implementation_internal", "eager"),
+    Remedy('experts_implementation="batched_mm"', "_experts_implementation_internal", "batched_mm", "grouped_mm"),
+    Remedy('attn_implementation="eager"', "_attn_implementation_internal", "eager"),
 )
 
 
@@ -98,14 +98,14 @@ def report(model: ir.Model, program: ExportedProgram, module: nn.Module, notes: 
     """Note what was changed for the export in the model, and warn of what the graph does not do."""
     kept = sorted(program.graph_signature.buffers_to_mutate.values())
     if kept:
-        notes = [*notes, f"without updates of the buffers {', '.join(kept)}"]
+        notes = [*notes, f"no updates of the buffers {', '.join(kept)}"]
         warnings.warn(
             f"{type(module).__name__} updates buffers ({', '.join(kept)}) as it runs; the graph takes them as they are",
             stacklevel=2,
         )
     if notes:
         model.metadata_props[NOTES] = "; ".join(notes)
-        logger.info("%s was exported %s", type(module).__name__, model.metadata_props[NOTES])
+        logger.info("%s was exported with %s", type(module).__name__, model.metadata_props[NOTES])
 
 
 def configurations(module: nn.Module) -> list[Any]:

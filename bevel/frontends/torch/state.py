@@ -35,7 +35,10 @@ def state_of(source: Source) -> dict[str, Tensor]:
 
 
 def note_provenance(model: ir.Model, state: State) -> None:
-    """Note in every initializer which parameter or buffer it is; initializers of one parameter become one."""
+    """Note in every initializer which parameter or buffer it is; initializers of one parameter become one.
+
+    What is tied goes by the first of its names.
+    """
     names = names_by_identity(state)
     first: dict[Hashable, ir.Value] = {}
     for value in list(model.graph.initializers.values()):
@@ -48,6 +51,8 @@ def note_provenance(model: ir.Model, state: State) -> None:
             value.replace_all_uses_with(kept, replace_graph_outputs=True)
             del model.graph.initializers[str(value.name)]
             continue
+        if names[key][0] not in model.graph.initializers:
+            value.name = names[key][0]
         set_provenance(value, Provenance(names[key], is_trained(tensor)))
         value.const_value = shared(tensor, str(value.name))
 
