@@ -28,11 +28,14 @@ def restored(x: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
 
 def rounded(x: Tensor, scale: Tensor, zero: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Return the integers that stand for numbers, halves rounded to even; with a zero point they have its type."""
+    return saturated(torch.round(x / scale), zero, dtype)
+
+
+def saturated(x: Tensor, zero: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Add a zero point, and round and saturate to its type: what is a half then goes to the even integer."""
     dtype = dtype if zero is None else zero.dtype
-    whole = torch.round(x / scale)
-    whole = whole if zero is None else whole + zero.to(whole.dtype)
     limits = torch.iinfo(dtype)
-    return whole.clamp(limits.min, limits.max).to(dtype)
+    return torch.round(x if zero is None else x + zero.to(x.dtype)).clamp(limits.min, limits.max).to(dtype)
 
 
 @lower("QLinearAdd", domain=MICROSOFT)
@@ -47,7 +50,8 @@ def qlinear_add(
     y_zero: Tensor | None = None,
 ) -> Tensor:
     """Add quantized operands that broadcast."""
-    return rounded(restored(a, a_scale, a_zero) + restored(b, b_scale, b_zero), y_scale, y_zero, a.dtype)
+    total = restored(a, a_scale, a_zero) + restored(b, b_scale, b_zero)
+    return saturated(total / y_scale, y_zero, a.dtype)
 
 
 @lower("QLinearMul", domain=MICROSOFT)
@@ -62,7 +66,8 @@ def qlinear_mul(
     y_zero: Tensor | None = None,
 ) -> Tensor:
     """Multiply quantized operands that broadcast."""
-    return rounded(restored(a, a_scale, a_zero) * restored(b, b_scale, b_zero), y_scale, y_zero, a.dtype)
+    product = restored(a, a_scale, a_zero) * restored(b, b_scale, b_zero)
+    return saturated(product / y_scale, y_zero, a.dtype)
 
 
 @lower("QLinearWhere", domain=MICROSOFT)
@@ -141,7 +146,8 @@ def qlinear_global_average_pool(
 ) -> Tensor:
     """Average all positions of a quantized operand."""
     axes = list(range(1, x.dim() - 1)) if channels_last else list(range(2, x.dim()))
-    return rounded(restored(x, x_scale, x_zero).mean(axes, keepdim=True), y_scale, y_zero, x.dtype)
+    mean = restored(x, x_scale, x_zero).mean(axes, keepdim=True)
+    return saturated(mean / y_scale, y_zero, x.dtype)
 
 
 @lower("QLinearAveragePool", domain=MICROSOFT)
@@ -171,7 +177,7 @@ def qlinear_average_pool(
         pads=pads,
         strides=strides,
     )
-    return rounded(mean.movedim(1, -1) if channels_last else mean, y_scale, y_zero, x.dtype)
+    return saturated((mean.movedim(1, -1) if channels_last else mean) / y_scale, y_zero, x.dtype)
 
 
 @lower("QLinearConv", domain=MICROSOFT)
