@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bevel.backends.files import save
     from bevel.errors import BevelError
-    from bevel.frontends.onnx import load
-    from bevel.ir.coupling import Coupling, rule
+    from bevel.frontends import load
     from bevel.interchange import to_torch
+    from bevel.ir.coupling import Coupling, rule
     from bevel.ir.groups import groups
     from bevel.passes.base import Exact, Lossy, Masked, Pass, Preserving, Promise
     from bevel.passes.pipeline import optimize
@@ -47,7 +47,7 @@ _HOMES = {
     "BevelError": "bevel.errors",
     "Coupling": "bevel.ir.coupling",
     "groups": "bevel.ir.groups",
-    "load": "bevel.frontends.onnx",
+    "load": "bevel.frontends",
     "optimize": "bevel.passes.pipeline",
     "rule": "bevel.ir.coupling",
     "save": "bevel.backends.files",

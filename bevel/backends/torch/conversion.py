@@ -19,7 +19,7 @@ from bevel.ir.canonical import canonicalize
 from bevel.ir.provenance import Provenance, Transform, provenance
 
 UNUSED: Final = "bevel.unused"
-"""Key in `model.meta`: parameters and buffers of the original module that the graph does not use."""
+"""Key in `model.graph.meta`: parameters and buffers of the original module that the graph does not use."""
 
 
 def to_torch(model: ir.Model) -> GraphModule:
@@ -52,7 +52,7 @@ class _Tensors:
         for value in self._values:
             if provenance(value) is not None or self._is_trained(value):
                 self.read(value)
-        for name, (trainable, tensor) in model.meta.get(UNUSED, {}).items():
+        for name, (trainable, tensor) in model.graph.meta.get(UNUSED, {}).items():
             hold(self.root, name, to_tensor(tensor.numpy(), tensor.dtype), trained=trainable)
 
     def read(self, value: ir.Value) -> str:
@@ -66,7 +66,7 @@ class _Tensors:
         """Hold a tensor of an attribute, and return the code that reads it."""
         if tensor.dtype is ir.DataType.STRING:
             return strings_code(tensor)
-        return hold(self.root, name.replace(".", "_"), to_tensor(tensor.numpy(), tensor.dtype), trained=False).code
+        return self._constant(name.replace(".", "_"), tensor).code
 
     def main(self) -> tuple[torch.dtype | None, str | None]:
         """Return the type that most parameters have, and the code of one of them."""
@@ -88,7 +88,14 @@ class _Tensors:
         assert tensor is not None and value.name
         if tensor.dtype is ir.DataType.STRING:
             return strings_code(tensor)
-        return hold(self.root, value.name, to_tensor(tensor.numpy(), tensor.dtype), trained=self._is_trained(value)).code
+        if self._is_trained(value):
+            return hold(self.root, value.name, to_tensor(tensor.numpy(), tensor.dtype), trained=True).code
+        return self._constant(value.name, tensor).code
+
+    def _constant(self, name: str, tensor: ir.TensorProtocol) -> Slot:
+        """Hold a constant, outside the `state_dict` where that is to be the original module's."""
+        content = to_tensor(tensor.numpy(), tensor.dtype)
+        return hold(self.root, name, content, trained=False, persistent=not self._from_module)
 
     def _hold_as(self, value: ir.Value, source: Provenance) -> str:
         """Hold an initializer as the parameter it came from, which several share as long as they are equal."""

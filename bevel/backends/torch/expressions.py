@@ -7,6 +7,7 @@ written so is left to the operators' torch functions, and so are floats: Python'
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -14,10 +15,10 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
+from bevel.backends.torch.table import FLOATS
 from bevel.ir.integers import REARRANGING
 
 INTEGERS: Final = frozenset({ir.DataType.INT64, ir.DataType.INT32})
-FLOATS: Final = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE})
 HOST_TYPES: Final = INTEGERS | FLOATS | {ir.DataType.BOOL}
 MOST: Final = 64
 """Entries; what is longer is data, not a shape."""
@@ -229,4 +230,13 @@ def _objects(array: Any) -> np.ndarray[Any, Any]:
 def _nested(entries: Any) -> str:
     if isinstance(entries, list):
         return f"[{', '.join(map(_nested, entries))}]"
-    return repr(entries) if isinstance(entries, float) else str(entries)
+    return written(entries) if isinstance(entries, float) else str(entries)
+
+
+def written(number: float) -> str:
+    """Return the code of a number.
+
+    >>> written(float("-inf")), written(0.1)
+    ('float("-inf")', '0.1')
+    """
+    return repr(number) if math.isfinite(number) else f'float("{number}")'

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from bevel.backends.torch.expressions import written
 from bevel.errors import UnsupportedModel
 
 
@@ -31,11 +31,11 @@ def plain(attribute: ir.Attr) -> Any:
 
 def literal(value: Any, node: ir.Node) -> str:
     """Return the code of an attribute's value."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return f'float("{value}")'
+    if isinstance(value, float):
+        return written(value)
     if isinstance(value, list):
         return f"[{', '.join(literal(item, node) for item in value)}]"
-    if isinstance(value, bool | int | float | str):
+    if isinstance(value, bool | int | str):
         return repr(value)
     raise UnsupportedModel(f"has an attribute of type {type(value).__name__}", where=title(node))
 

@@ -11,10 +11,10 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from bevel.backends.torch.table import FLOATS
 from bevel.backends.torch.types import to_tensor
 from bevel.ir.provenance import provenance
 
-FLOATS: Final = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 # Inputs that a model states or measures rather than learns: running statistics, limits, sizes, quantization steps.
 GIVEN: Final[Mapping[tuple[str, str], frozenset[int]]] = {
     ("", "BatchNormalization"): frozenset({3, 4}),
@@ -67,8 +67,10 @@ def is_trained(value: ir.Value, *, from_module: bool) -> bool:
     return tensor.size > 1 and any(index not in GIVEN.get((domain, kind), ()) for domain, kind, index in uses)
 
 
-def hold(root: nn.Module, name: str, tensor: Tensor, *, trained: bool) -> Slot:
+def hold(root: nn.Module, name: str, tensor: Tensor, *, trained: bool, persistent: bool = True) -> Slot:
     """Register a tensor under a dotted name, in modules made on the way, and return where it is.
+
+    A tensor that is not trained is a buffer; a persistent one is part of the `state_dict`.
 
     The name is changed as little as needed where it cannot be had: empty parts, parts that a module already has.
     """
@@ -85,7 +87,7 @@ def hold(root: nn.Module, name: str, tensor: Tensor, *, trained: bool) -> Slot:
     if trained:
         place.register_parameter(last, tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor))
     else:
-        place.register_buffer(last, tensor)
+        place.register_buffer(last, tensor, persistent=persistent)
     return Slot(".".join([*parts[:-1], last]), _access(code, last))
 
 

@@ -20,13 +20,17 @@ from bevel.backends.torch.control import WRITERS
 from bevel.backends.torch.expressions import Expression, Host
 from bevel.backends.torch.lines import Line, assign, settle
 from bevel.backends.torch.nodes import is_wanted, literal, plain, title
-from bevel.backends.torch.table import Lowering, find
+from bevel.backends.torch.table import PLAIN, Lowering, find
 from bevel.backends.torch.types import torch_type
 from bevel.errors import UnsupportedModel
+from bevel.ir.provenance import provenance
 
 GLOBALS: Final[Mapping[str, Any]] = {"numpy": np, "torch": torch}
+MEANINGLESS: Final = frozenset({"consumed_inputs"})
+"""Attributes of operator sets below 6 that once planned memory."""
+WITHOUT: Final = "replace the operator before converting, or register a torch function that knows it"
+_ATTRIBUTE: Final = re.compile(r"\{([a-z]+)\}")
 _INFIX: Final = re.compile(r"\{0\} \S+ \{1\}")
-_LITERAL: Final = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.INT64, ir.DataType.INT32})
 _RESERVED: Final = frozenset({*keyword.kwlist, *dir(builtins), *GLOBALS, "self", "device", "dtype"})
 
 
@@ -80,9 +84,11 @@ class Writer:
     hosts: dict[ir.Value, Host] = field(default_factory=dict)
     functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
     lines: list[Line] = field(default_factory=list)
+    follows_type: bool = False
 
     def write(self, graph: ir.Graph) -> Source:
         """Write the whole function of a main graph."""
+        self._reserve(graph)
         for value in graph.inputs:
             self.values[value] = self.name(value.name)
         arguments = [self.values[value] for value in graph.inputs]
@@ -92,6 +98,13 @@ class Writer:
         body = settle(self.lines, result, kept=arguments)
         ports = [tuple(Port.of(value) for value in values) for values in (graph.inputs, graph.outputs)]
         return Source(tuple(arguments), (*self._preamble(body, graph), *body), self.functions, *ports)
+
+    def _reserve(self, graph: ir.Graph) -> None:
+        """Keep the names of the functions that will be called from becoming variables."""
+        for node in ir.traversal.RecursiveGraphIterator(graph):
+            entry = self._entry(node)
+            if entry is not None and entry.function is not None:
+                self.names.add(entry.function.__name__)
 
     def nodes(self, graph: ir.Graph) -> None:
         """Write the nodes of a graph in order."""
@@ -195,7 +208,7 @@ class Writer:
         return result is not None
 
     def _call(self, node: ir.Node) -> None:
-        entry = find(node.domain, node.op_type, self.version(node))
+        entry = self._entry(node)
         if entry is None:
             raise UnsupportedModel(
                 f"the operator has no torch function{f' in {node.domain}' if node.domain else ''}",
@@ -210,6 +223,13 @@ class Writer:
         else:
             self._function(node, calls(entry.function))
 
+    def _entry(self, node: ir.Node) -> Lowering | None:
+        """Look a node up in the table."""
+        first, result = node.inputs[0] if node.inputs else None, node.outputs[0] if node.outputs else None
+        kinds = [0 if value is None else int(value.dtype or 0) for value in (first, result)]
+        found = find(node.domain, node.op_type, self.version(node), *kinds)
+        return next((entry for entry in found if not entry.literal or self._number(node.inputs[1])), None)
+
     def version(self, node: ir.Node) -> int:
         """Return the operator set version that a node is of."""
         return self.imports.get(node.domain, 1)
@@ -217,22 +237,31 @@ class Writer:
     def _line(self, node: ir.Node, entry: Lowering) -> None:
         """Write an operator that is an expression."""
         operands = [self.tensor(value) for value in node.inputs]
-        if node.attributes:
-            raise UnsupportedModel(f"attribute {next(iter(node.attributes))!r} is not supported", where=title(node))
+        types = {name: self.type_code(node.attributes[name].as_int()) for name in _ATTRIBUTE.findall(entry.line)}
+        known = {*types, *MEANINGLESS, *entry.ignores}
+        extra = next((name for name in node.attributes if name not in known), None)
+        if extra is not None:
+            raise UnsupportedModel(f"attribute {extra!r} is not supported", where=title(node), remedy=WITHOUT)
         if _INFIX.fullmatch(entry.line):
             operands = self._with_literals(node, operands)
         (output,) = node.outputs
-        self.lines.append(assign([self.make(output)], entry.line.format(*operands)))
+        self.lines.append(assign([self.make(output)], entry.line.format(*operands, **types)))
 
     def _with_literals(self, node: ir.Node, operands: list[str]) -> list[str]:
-        """Write one of two operands as a number, if it is a constant scalar of the graph and the other a tensor."""
+        """Write one of two operands as a number, if it is one and the other a tensor."""
         for place, value in reversed(list(enumerate(node.inputs))):
-            tensor = None if value is None or value in self.values else value.const_value
-            if tensor is not None and not len(tensor.shape) and tensor.dtype in _LITERAL and value is not None:
-                number = tensor.numpy().item()
-                if math.isfinite(number) and not value.metadata_props:
-                    return [repr(number) if index == place else code for index, code in enumerate(operands)]
+            number = self._number(value)
+            if number:
+                return [number if index == place else code for index, code in enumerate(operands)]
         return operands
+
+    def _number(self, value: ir.Value | None) -> str:
+        """Return the code of a constant scalar that comes from no parameter; an empty text if it is none."""
+        tensor = None if value is None or value in self.values else value.const_value
+        if tensor is None or len(tensor.shape) or tensor.dtype not in PLAIN or provenance(value):  # type: ignore[arg-type]
+            return ""
+        number = tensor.numpy().item()
+        return literal(number, ir.Node("", "Constant", ())) if math.isfinite(number) else ""
 
     def _function(self, node: ir.Node, call: Call) -> None:
         """Write an operator that is a call."""
@@ -285,12 +314,12 @@ class Writer:
     def _attributes(self, node: ir.Node, call: Call) -> Iterator[str]:
         for name, attribute in node.attributes.items():
             parameter = call.keywords.get(name)
+            if parameter is None and name in MEANINGLESS:
+                continue
             if parameter is None:
-                raise UnsupportedModel(
-                    f"attribute {name!r} is not supported",
-                    where=title(node),
-                    remedy="replace the operator before converting, or register a torch function that knows it",
-                )
+                raise UnsupportedModel(f"attribute {name!r} is not supported", where=title(node), remedy=WITHOUT)
+            if attribute.type is ir.AttributeType.TYPE_PROTO:
+                continue  # what a sequence or optional holds shows when it runs
             if attribute.type is ir.AttributeType.TENSOR:
                 yield f"{name}={self.hold(f'{node.name or node.op_type}_{name}', attribute.as_tensor())}"
             elif parameter.kind == "dtype":
@@ -317,7 +346,10 @@ class Writer:
     def type_code(self, element_type: int) -> str:
         """Return the code of a torch type; the module's main one follows when the module is converted to another."""
         kind = torch_type(element_type)
-        return "dtype" if kind is self.main_type and self.main_tensor else str(kind)
+        if kind is not self.main_type or not self.main_tensor:
+            return str(kind)
+        self.follows_type = True
+        return "dtype"
 
     def _preamble(self, body: Sequence[str], graph: ir.Graph) -> Iterator[str]:
         words = set(re.findall(r"[A-Za-z_]\w*", "\n".join(body)))
@@ -325,5 +357,5 @@ class Writer:
             tensors = [self.values[value] for value in graph.inputs if isinstance(value.type, ir.TensorType)]
             source = self.main_tensor or next(iter(tensors), None)
             yield f"device = {source}.device" if source else 'device = torch.device("cpu")'
-        if "dtype" in words and any("=dtype" in row for row in body):
+        if self.follows_type:
             yield f"dtype = {self.main_tensor}.dtype"

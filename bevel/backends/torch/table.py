@@ -33,17 +33,18 @@ traceable: no content of a tensor decides what is computed, except where the ope
 
 Operators that are one line of torch are written as that line:
 
-    write("Add", "{0} + {1}")
+    write("Add", "{0} + {1}", types=PLAIN)
     write("Relu", "torch.relu({0})")
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
+import onnx_ir as ir
 import torch
 
 from bevel import registry
@@ -56,7 +57,12 @@ Int: TypeAlias = Annotated[int, HOST]
 Number: TypeAlias = Annotated[float, HOST]
 DType: TypeAlias = Annotated[torch.dtype, ELEMENT_TYPE]
 
+FLOATS: Final = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+PLAIN: Final = FLOATS | {ir.DataType.INT64, ir.DataType.INT32}
+"""The element types on which Python's operators do on tensors what ONNX's do."""
+
 Function = TypeVar("Function", bound=Callable[..., Any])
+Types: TypeAlias = frozenset[ir.DataType]
 Refuses: TypeAlias = Callable[[Mapping[str, Any]], str]
 
 
@@ -64,8 +70,10 @@ Refuses: TypeAlias = Callable[[Mapping[str, Any]], str]
 class Lowering:
     """How an operator is computed: by a call of `function`, or by an expression `line` with `{0}`, `{1}`, ... in it.
 
-    It holds for operator set versions from `since` to `until`. `refuses` is given a node's attributes and says what of
-    them is not supported, if anything.
+    It holds for operator set versions from `since` to `until`, and where the first input and output have one of the
+    element types `types` and `gives`, if these are given. `refuses` is given a node's attributes and says what of them
+    is not supported, if anything. A `literal` line is for nodes whose second input is a single constant number. What a line
+    `ignores` are attributes that mean nothing where it holds.
     """
 
     function: Callable[..., Any] | None
@@ -73,6 +81,16 @@ class Lowering:
     since: int = 1
     until: int | None = None
     refuses: Refuses = lambda attributes: ""
+    types: Types | None = None
+    gives: Types | None = None
+    literal: bool = False
+    ignores: frozenset[str] = frozenset()
+
+    def holds(self, version: int, element_type: int, result: int) -> bool:
+        """Say whether it is for a version of the operator with a first input and output of these element types."""
+        if (self.types is not None and element_type not in self.types) or result not in (self.gives or (result,)):
+            return False
+        return self.since <= version and (self.until is None or version <= self.until)
 
 
 _TABLE: dict[tuple[str, str], list[Lowering]] = {}
@@ -95,21 +113,33 @@ def lower(
     return register
 
 
-def write(op_type: str, line: str, *, domain: str = "", since: int = 1, until: int | None = None) -> None:
-    """Register the line of Python that computes an operator without attributes: `{0}` is its first input.
+def write(
+    op_type: str,
+    line: str,
+    *,
+    domain: str = "",
+    since: int = 1,
+    until: int | None = None,
+    types: Types | None = None,
+    gives: Types | None = None,
+    literal: bool = False,
+    ignores: Collection[str] = (),
+) -> None:
+    """Register the line of Python that computes an operator: `{0}` is its first input, `{to}` its attribute `to`.
 
-    Where `{0}` and `{1}` are operands of a Python operator, single numbers are written as such.
+    It goes before a function for the same operator. Where it is right for some element types of the first input or
+    output only, `types` and `gives` list them. Where `{0}` and `{1}` are operands of a Python operator, single numbers
+    are written as such; a `literal` line is for nodes where the second is such a number. Other attributes are refused,
+    but those that it `ignores`.
     """
-    _TABLE.setdefault((domain, op_type), []).append(Lowering(None, line, since, until))
+    entry = Lowering(None, line, since, until, types=types, gives=gives, literal=literal, ignores=frozenset(ignores))
+    _TABLE.setdefault((domain, op_type), []).insert(0, entry)
 
 
-def find(domain: str, op_type: str, version: int) -> Lowering | None:
-    """Look an operator up."""
+def find(domain: str, op_type: str, version: int, element_type: int = 0, result: int = 0) -> list[Lowering]:
+    """Look an operator up by its version and the element types of its first input and output, 0 if not known."""
     load_table()
-    for entry in _TABLE.get((domain, op_type), ()):
-        if entry.since <= version and (entry.until is None or version <= entry.until):
-            return entry
-    return None
+    return [entry for entry in _TABLE.get((domain, op_type), ()) if entry.holds(version, element_type, result)]
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -28,7 +28,7 @@ from __future__ import annotations
 {definitions}
 
 
-# Every tensor: its name, shape and type, and whether it is trained.
+# Every tensor: its name, shape and type, whether it is trained, and whether it is part of the `state_dict`.
 TENSORS = (
 {tensors}
 )
@@ -41,12 +41,15 @@ class Model(Parameters):
 
     def __init__(self) -> None:
         super().__init__()
-        for name, shape, kind, trained in TENSORS:
-            hold(self, name, torch.empty(shape, dtype=kind), trained=trained)
+        for name, shape, kind, trained, persistent in TENSORS:
+            hold(self, name, torch.empty(shape, dtype=kind), trained=trained, persistent=persistent)
         for name, original in TIED.items():
-            place, _, last = original.rpartition(".")
-            tensor = getattr(self.get_submodule(place), last)
+            tensor = self.tensor(original)
             hold(self, name, tensor, trained=isinstance(tensor, nn.Parameter))
+
+    def tensor(self, name: str) -> Tensor:
+        place, _, last = name.rpartition(".")
+        return getattr(self.get_submodule(place), last)
 
 {forward}
 
@@ -54,7 +57,9 @@ def load(weights: str | Path | None = None) -> Model:
     """Return the network with its weights, in evaluation mode."""
     model = Model()
     held = load_file(weights or Path(__file__).with_suffix(".safetensors"))
-    model.load_state_dict({{**held, **{{name: held[original] for name, original in TIED.items()}}}})
+    with torch.no_grad():
+        for name, *_ in TENSORS:
+            model.tensor(name).copy_(held[name])
     return model.eval()
 '''
 _IMPORTS: Final = (
@@ -62,7 +67,7 @@ _IMPORTS: Final = (
     "import numpy",
     "import torch",
     "from safetensors.torch import load_file",
-    "from torch import nn",
+    "from torch import Tensor, nn",
 )
 
 
@@ -80,7 +85,7 @@ def write_module(module: GraphModule, path: str | os.PathLike[str]) -> None:
     weights = target.with_suffix(".safetensors")
     tensors, tied = _tensors(module)
     with temporary(target) as new, temporary(weights) as new_weights:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, new_weights)
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, new_weights)
         new.write_text(_text(module, tensors, tied), encoding="utf-8")
         new_weights.replace(weights)
         new.replace(target)
@@ -88,16 +93,10 @@ def write_module(module: GraphModule, path: str | os.PathLike[str]) -> None:
 
 def _tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return every tensor once, and the other names of those that are tied."""
-    first: dict[int, str] = {}
-    tensors: dict[str, Tensor] = {}
-    tied: dict[str, str] = {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        original = first.setdefault(id(tensor), name)
-        if original == name:
-            tensors[name] = tensor.detach() if not isinstance(tensor, nn.Parameter) else tensor
-        else:
-            tied[name] = original
-    return tensors, tied
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    first = {id(tensor): name for name, tensor in tensors.items()}
+    again = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    return tensors, {name: first[id(tensor)] for name, tensor in again if name not in tensors}
 
 
 def _text(module: GraphModule, tensors: dict[str, Tensor], tied: dict[str, str]) -> str:
@@ -106,13 +105,14 @@ def _text(module: GraphModule, tensors: dict[str, Tensor], tied: dict[str, str])
     return _HEAD.format(
         imports="\n".join(rows),
         definitions=definitions,
-        tensors="\n".join(f"{INDENT}{row}" for row in _rows(tensors)),
+        tensors="\n".join(f"{INDENT}{row}" for row in _rows(tensors, module.state_dict().keys())),
         tied=", ".join(f"{name!r}: {original!r}" for name, original in tied.items()),
         arguments=", ".join(module.inputs) or "nothing",
         forward="".join(f"{INDENT}{row}\n" for row in module.code.splitlines()),
     )
 
 
-def _rows(tensors: dict[str, Tensor]) -> Iterator[str]:
+def _rows(tensors: dict[str, Tensor], persistent: Collection[str]) -> Iterator[str]:
     for name, tensor in tensors.items():
-        yield f"({name!r}, {tuple(tensor.shape)}, {tensor.dtype}, {isinstance(tensor, nn.Parameter)}),"
+        trained = isinstance(tensor, nn.Parameter)
+        yield f"({name!r}, {tuple(tensor.shape)}, {tensor.dtype}, {trained}, {name in persistent}),"

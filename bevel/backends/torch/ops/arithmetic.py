@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 
 from bevel.backends.torch.ops.wide import UNSIGNED, modular, ordered, quotient
-from bevel.backends.torch.table import lower
+from bevel.backends.torch.table import FLOATS, PLAIN, lower, write
+
+write("Add", "{0} + {1}", since=7, types=PLAIN)
+write("Sub", "{0} - {1}", since=7, types=PLAIN)
+write("Mul", "{0} * {1}", since=7, types=PLAIN)
+write("Div", "{0} / {1}", since=7, types=FLOATS)
+write("Pow", "{0} ** {1}", since=7, types=FLOATS, literal=True)
 
 
 @lower("Add", since=7)

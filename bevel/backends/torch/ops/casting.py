@@ -8,7 +8,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from bevel.backends.torch.table import DType, lower
+from bevel.backends.torch.table import PLAIN, DType, lower, write
 from bevel.backends.torch.types import to_array, torch_type
 from bevel.errors import UnsupportedModel
 
@@ -17,6 +17,15 @@ _SMALL: Final = frozenset(
     {ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT2, ir.DataType.UINT2, ir.DataType.FLOAT4E2M1}
 )
 _SIGNED: Final = frozenset({ir.DataType.INT4, ir.DataType.INT2})
+
+
+write(
+    "Cast",
+    "{0}.to({to})",
+    types=PLAIN | {ir.DataType.BOOL},
+    gives=PLAIN | {ir.DataType.BOOL},
+    ignores=("saturate", "round_mode"),
+)
 
 
 @lower("Cast")
