@@ -12,7 +12,7 @@ from bevel.frontends.torch.arguments import FORMS, Arguments, DynamicShapes, Exa
 from bevel.frontends.torch.axes import name_axes
 from bevel.frontends.torch.cache import kept
 from bevel.frontends.torch.fingerprint import fingerprint
-from bevel.frontends.torch.habits import bypass_copies, drop_zero_biases, forget_notes
+from bevel.frontends.torch.habits import bypass_copies, drop_zero_biases, forget_notes, part_names
 from bevel.frontends.torch.layout import fold_layouts
 from bevel.frontends.torch.outputs import name_outputs
 from bevel.frontends.torch.remedies import exported_somehow
@@ -68,6 +68,7 @@ def given(source: Source, example_inputs: Examples | None, dynamic_shapes: Dynam
 def captured(source: Source, arguments: Arguments, state: State) -> ir.Model:
     """Export, and put names where the exporter put numbers."""
     model, program = exported_somehow(source, arguments)
+    part_names(model)
     name_axes(model, program, arguments)
     note_provenance(model, state)
     bypass_copies(model)

@@ -1,4 +1,5 @@
-"""What the exporter writes that says nothing: notes for its own use, copies of parameters, biases of zeros."""
+"""What the exporter writes that says nothing, or too much: notes for its own use, copies of parameters, biases of zeros,
+one name for two values."""
 
 from typing import Final
 
@@ -6,12 +7,23 @@ import onnx_ir as ir
 
 from bevel.ir.canonical.constants import known
 from bevel.ir.canonical.dead import remove_dead
+from bevel.ir.names import Names
 from bevel.ir.provenance import KEY, provenance
 
 # Of the notes on nodes, these are for a reader; the others repeat the graph or hold paths on this machine.
 TOLD: Final = frozenset({"namespace", "pkg.torch.onnx.class_hierarchy", "pkg.torch.onnx.name_scopes"})
 BIASED: Final = {"Conv": 2, "ConvTranspose": 2}
 """Operators whose bias is an input that may be left away, and which one."""
+
+
+def part_names(model: ir.Model) -> None:
+    """Rename what nodes compute where a parameter or buffer has that name: the exporter's `val_7` may be a module's own."""
+    names = Names(model)
+    held = {name for graph in model.graphs() for name in graph.initializers}
+    for graph in model.graphs():
+        for value in (output for node in graph for output in node.outputs):
+            if value.name in held:
+                value.name = names.free(value.name)
 
 
 def forget_notes(model: ir.Model) -> None:
