@@ -32,13 +32,15 @@ def apply(
 
     `source` is the optimized model, whose values the module gets, or a plan, by which its own values are taken.
     Parameters and buffers are cut, and attributes that repeat their sizes follow, in PyTorch's layers and in the user's
-    own modules. An `nn.MultiheadAttention` that loses heads becomes a subclass that reads its sizes from its weights.
+    own modules; so do those of a configuration that several modules share (it is copied), where all agree. An
+    `nn.MultiheadAttention` that loses heads becomes a subclass that reads its sizes from its weights.
     Tied parameters stay tied; devices, types, `requires_grad`, modes and hooks stay; gradients are dropped, and an
     optimizer has to be made anew, for parameters are new objects.
 
     With `verify`, the module is run on `example_inputs` (a tensor, arguments, or a dict of them), or on inputs made up
     for the model: its outputs must be those of the optimized graph, or, with a plan, those that the module itself gave
-    with the values scattered over the original shapes (then inputs are needed, and without them nothing is run).
+    with the values scattered over the original shapes (then inputs are needed, and without them nothing is run). Hooks
+    fire in these runs. Names do not always tell which attributes are sizes: then the outputs do, in a few more runs.
 
     Returns what was changed. Raises `EditRefused`, and leaves the module as it was, where its forward has a size
     written into it, and `UsageError` where the module is not the one that was optimized.

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import onnx_ir as ir
@@ -82,6 +83,31 @@ class Pieces(nn.Module):
 
     def forward(self, x):
         return self.down(self.up(x).reshape(-1, self.a, self.b).softmax(-1).flatten(1))
+
+
+class Heads(nn.Module):
+    """Two attentions that share a configuration, as the layers of published models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = SimpleNamespace(hidden=24, num_heads=4, num_layers=4)
+        self.layers = nn.ModuleList([Head(self.config) for _ in range(2)])
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
+
+
+class Head(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config, self.num_heads = config, config.num_heads
+        self.qkv, self.out = nn.Linear(24, 72), nn.Linear(24, 24)
+
+    def forward(self, x):
+        q, k, v = (part.unflatten(-1, (self.num_heads, 6)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        return self.out(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 def fresh(make, seed=0, **options):
@@ -288,6 +314,21 @@ def test_sizes_under_names_that_do_not_say_so_are_found_by_the_outputs():
     done = apply(module, model, example_inputs=x)
     assert "a: 4 -> 2" in set(map(str, done.attributes))
     assert (module.a, module.b) == (2, 6)
+
+
+@pytest.mark.parametrize(("second", "shared"), [(2, 2), (3, 4)])
+def test_a_shared_configuration_follows_only_where_all_layers_agree(second, shared):
+    module, example = fresh(Heads), torch.randn(2, 5, 24)
+    given = module.config
+    model = load(module, example)
+    first, last = (group.name for group in bevel.groups(model) if group.size == 4 and group.allows("select"))
+    select(model, {first: np.arange(2), last: np.arange(second)})
+    done = apply(module, model, example_inputs=example)
+    assert done.error <= 1e-5
+    assert [layer.num_heads for layer in module.layers] == [2, second]
+    assert vars(module.config) == {"hidden": 24, "num_heads": shared, "num_layers": 4}
+    assert all(layer.config is module.config for layer in module.layers)
+    assert given.num_heads == 4  # for other modules may be made of it
 
 
 def test_hooks_modes_gradients_and_classes_survive():

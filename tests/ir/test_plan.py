@@ -277,6 +277,11 @@ def test_changes_follow_another_when_the_structure_is_the_same():
     assert first.then(Change.read("384", "192")) is None
 
 
+@pytest.mark.parametrize("text", ["12", "3*12*64", "4*6 + 7", "2*(3 + 4)", "2*(3 + 4*5) + 6"])
+def test_structures_are_read_as_they_are_written(text):
+    assert Change.read(text, text).text("after") == text
+
+
 def test_the_command_writes_a_plan_only_on_success(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mlp.onnx").write_bytes(proto(MLP, MLP_WEIGHTS).SerializeToString())

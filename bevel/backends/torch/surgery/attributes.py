@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 from torch import nn
 
+from bevel.backends.torch.surgery.journal import Journal
 from bevel.backends.torch.surgery.layers import Planned
 from bevel.ir.change import Pair, Role
 from bevel.ir.plan_file import PlannedTensor
@@ -79,6 +81,23 @@ def choices(modules: Mapping[str, nn.Module], planned: Planned, shapes: Mapping[
     for config, holders in configurations.values():
         found.extend(_agreed(config, holders))
     return found
+
+
+def own_configurations(root: nn.Module, found: Sequence[Choice], journal: Journal) -> list[Choice]:
+    """Give the module copies of the configurations that are to change: the caller may make other modules of them."""
+    copies: dict[int, Any] = {}
+    result: list[Choice] = []
+    for choice in found:
+        if isinstance(choice.owner, nn.Module):
+            result.append(choice)
+            continue
+        if id(choice.owner) not in copies:
+            copies[id(choice.owner)] = copy(choice.owner)
+            for part in root.modules():
+                if vars(part).get("config") is choice.owner:
+                    journal.set(part, "config", copies[id(choice.owner)])
+        result.append(replace(choice, owner=copies[id(choice.owner)]))
+    return result
 
 
 def _of(owner: Any, place: str, attributes: Mapping[str, Any], evidence: Sequence[Evidence]) -> Iterator[Choice]:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from torch import Tensor, nn
 
 from bevel.backends.torch.surgery import running
-from bevel.backends.torch.surgery.attributes import choices
+from bevel.backends.torch.surgery.attributes import choices, own_configurations
 from bevel.backends.torch.surgery.journal import MISSING, Journal
 from bevel.backends.torch.surgery.layers import claims, follow
 from bevel.backends.torch.surgery.running import Call, Examples, call_of, call_of_feed
@@ -77,8 +77,8 @@ def operate(
     values = _taken(state, planned) if isinstance(source, Plan) else _values(source, state, planned)
     expected = _expected(module, source, planned, values, calls) if verify and calls else []
     check = partial(running.error, module, expected) if expected else None
-    lost = _lost(source, state, planned)
-    if lost and check is None and isinstance(source, ir.Model):
+    lost = _lost(module, source, planned)
+    if lost and check is None:
         raise _missing(lost)
     with Journal() as journal:
         error = _operate(module, planned, values, check, journal)
@@ -109,7 +109,8 @@ def _operate(
             unknown[place] = part
         else:
             follow(part, place, found, journal)
-    return settle(choices(unknown, planned, shapes), check, journal)
+    sizes = own_configurations(module, choices(unknown, planned, shapes), journal)
+    return settle(sizes, check, journal)
 
 
 def _taken(state: Mapping[str, Tensor], planned: Mapping[str, PlannedTensor]) -> dict[str, Tensor | Array]:
@@ -168,14 +169,13 @@ def _plan(planned: Mapping[str, PlannedTensor]) -> Plan:
     return Plan(tuple({id(tensor): tensor for tensor in planned.values()}.values()))
 
 
-def _lost(source: Plan | ir.Model, state: Mapping[str, Tensor], planned: Mapping[str, PlannedTensor]) -> list[str]:
-    """List the tensors of a module that its graph does not have, though they take part in what it computes."""
-    unused = source.graph.meta.get("bevel.unused", {}) if isinstance(source, ir.Model) else {}
-    return [
-        name
-        for name, tensor in state.items()
-        if name not in planned and name not in unused and tensor.is_floating_point()
-    ]
+def _lost(module: nn.Module, source: Plan | ir.Model, planned: Mapping[str, PlannedTensor]) -> list[str]:
+    """List the tensors of a module that its graph does not have, though they took part in what it computed."""
+    if isinstance(source, Plan):
+        return []
+    unused = source.graph.meta.get("bevel.unused", {})
+    floats = (name for name, tensor in module.state_dict().items() if tensor.is_floating_point())
+    return [name for name in floats if name not in planned and name not in unused]
 
 
 def _missing(lost: Sequence[str]) -> EditRefused:
@@ -208,10 +208,10 @@ def _list(names: Sequence[str]) -> str:
 
 
 def _changed(journal: Journal) -> Iterator[AttributeChange]:
-    """Yield what was set, tensors left out."""
+    """Yield which sizes and classes were set."""
     for write in journal.writes:
         after = getattr(write.owner, write.name)
         if isinstance(after, type):
             yield AttributeChange(write.place, "__class__", write.before.__name__, after.__name__)
-        elif not isinstance(after, Tensor) and not write.name.startswith("_") and write.before is not MISSING:
+        elif isinstance(after, int | tuple | list) and not write.name.startswith("_") and write.before is not MISSING:
             yield AttributeChange(write.place, write.name, write.before, after)
