@@ -71,7 +71,7 @@ def _in_whole(places: Tensor, x: Tensor, column_major: int) -> Tensor:
     if column_major:
         places = _flat(_coordinates(places, sizes)[::-1], list(sizes)[::-1])
     channels = torch.arange(x.shape[0] * x.shape[1], device=x.device).view(x.shape[0], x.shape[1], *[1] * len(sizes))
-    return places + channels * sizes.numel()
+    return places + channels * math.prod(sizes)
 
 
 def _coordinates(places: Tensor, sizes: Sequence[int]) -> list[Tensor]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from bevel.backends.torch.ops.windows import least, most, whole
 from bevel.backends.torch.table import HOST, Ints, lower
@@ -40,18 +41,18 @@ class Method:
 
 @dataclass(frozen=True)
 class Stretch:
-    """One axis: its size, the new one, their ratio, and the new size before it was rounded."""
+    """One axis: its size, the new one, their ratio, and the new size before it was rounded, if that changed it."""
 
     axis: int
     size: int
     out: int
     scale: float
-    width: float
+    rounded: float | None = None
 
     @property
-    def is_exact(self) -> bool:
-        """Say whether the sizes tell the scale."""
-        return self.width is self.out or self.width == self.out
+    def width(self) -> float:
+        """Return the new size before it was rounded."""
+        return self.out if self.rounded is None else self.rounded
 
 
 def _refuse_smooth_nearest(attributes: Mapping[str, Any]) -> str:
@@ -123,16 +124,17 @@ def _by_scales(x: Tensor, axes: Sequence[int], scales: Sequence[float]) -> list[
 
 def _by_scale(axis: int, size: int, scale: float) -> Stretch:
     if scale == int(scale):
-        return Stretch(axis, size, size * int(scale), scale, size * int(scale))
+        return Stretch(axis, size, size * int(scale), scale)
     if isinstance(size, int):
         # Shape inference and ONNX Runtime multiply in float32: 10 * 0.7 is 7.
-        return Stretch(axis, size, int(np.float32(size * scale)), scale, size * scale)
+        out = int(np.float32(size * scale))
+        return Stretch(axis, size, out, scale, None if out == size * scale else size * scale)
     return Stretch(axis, size, whole(size * (scale * (1 + 2**-25))), scale, size * scale)
 
 
 def _to_sizes(x: Tensor, axes: Sequence[int], sizes: Sequence[int], policy: str) -> list[Stretch]:
     old = [x.shape[axis] for axis in axes]
-    stretches = [Stretch(*row, row[2] / row[1], row[2]) for row in zip(axes, old, sizes, strict=True)]
+    stretches = [Stretch(*row, row[2] / row[1]) for row in zip(axes, old, sizes, strict=True)]
     if policy == "stretch":
         return stretches
     common = stretches[0].scale
@@ -140,7 +142,7 @@ def _to_sizes(x: Tensor, axes: Sequence[int], sizes: Sequence[int], policy: str)
         common = (least if policy == "not_larger" else most)(common, stretch.scale)
     widths = [common * size for size in old]
     rows = zip(stretches, widths, strict=True)
-    return [replace(it, out=whole(width + 0.5), scale=common, width=width) for it, width in rows]
+    return [replace(it, out=whole(width + 0.5), scale=common, rounded=width) for it, width in rows]
 
 
 def _resize(
@@ -164,7 +166,7 @@ def _resize(
 
 
 def _is_identity(stretch: Stretch) -> bool:
-    return stretch.is_exact and bool(stretch.out == stretch.size)
+    return stretch.rounded is None and statically_known_true(stretch.out == stretch.size)
 
 
 def _by_kernel(x: Tensor, moved: Sequence[Stretch], method: Method) -> Tensor | None:
@@ -172,7 +174,7 @@ def _by_kernel(x: Tensor, moved: Sequence[Stretch], method: Method) -> Tensor | 
     spatial = {stretch.axis: stretch for stretch in moved}
     if not moved or x.dim() not in _LINEAR or not x.is_floating_point() or min(spatial) < 2:
         return x if not moved else None
-    if method.antialias or not all(stretch.is_exact for stretch in moved):
+    if method.antialias or any(stretch.rounded is not None for stretch in moved):
         return None
     size = [spatial[axis].out if axis in spatial else x.shape[axis] for axis in range(2, x.dim())]
     if method.mode == "nearest":

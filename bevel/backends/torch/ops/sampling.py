@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bevel.backends.torch.ops.windows import most
 from bevel.backends.torch.table import Ints, lower
 from bevel.errors import UnsupportedModel
 
@@ -42,5 +43,15 @@ def grid_sample(
 
 @lower("AffineGrid")
 def affine_grid(theta: Tensor, size: Ints, *, align_corners: int = 0) -> Tensor:
-    """Return the positions of a grid under an affine map."""
-    return F.affine_grid(theta, list(size), bool(align_corners))
+    """Return the positions of a grid under an affine map; those of each axis reach from -1 to 1."""
+    spatial = list(size[2:])
+    lines = [_line(theta, length, bool(align_corners)) for length in spatial]
+    grid = torch.stack([*reversed(torch.meshgrid(lines, indexing="ij")), theta.new_ones(spatial)], -1)
+    moved = torch.matmul(grid.flatten(0, -2), theta.transpose(1, 2))
+    return moved.view(theta.shape[0], *spatial, len(spatial))
+
+
+def _line(theta: Tensor, length: int, align_corners: bool) -> Tensor:
+    """Return where the middles of pixels are along an axis: the outer ones at its ends, if aligned."""
+    at = torch.arange(length, dtype=theta.dtype, device=theta.device) * 2 - (length - 1)
+    return at / (most(length - 1, 1) if align_corners else length)
