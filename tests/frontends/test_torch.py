@@ -58,7 +58,7 @@ def loaded(name):
     recipe = RECIPES[name]
     module, feed = recipe.module(), recipe.feed(*SIZES[0])
     before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
-    shapes = dict.fromkeys(feed, dict(recipe.axes))
+    shapes = {key: dict(recipe.axes) for key in feed}
     return module, load(module, feed, dynamic_shapes=shapes, cache=folder() / "torch"), before
 
 

@@ -16,7 +16,7 @@ from bevel.frontends.torch.habits import bypass_copies, drop_zero_biases, forget
 from bevel.frontends.torch.layout import fold_layouts
 from bevel.frontends.torch.outputs import name_outputs
 from bevel.frontends.torch.remedies import exported_somehow
-from bevel.frontends.torch.state import Source, State, note_provenance, note_unused, state_of
+from bevel.frontends.torch.state import Source, State, note_provenance, note_unused, put_parameters_first, state_of
 from bevel.ir.canonical import Functions
 
 __all__ = ["DynamicShapes", "Examples", "Source", "load"]
@@ -81,6 +81,7 @@ def captured(source: Source, arguments: Arguments, state: State) -> ir.Model:
 
 def finished(raw: ir.Model, state: State, functions: Functions) -> ir.Model:
     """Bring an exported graph into canonical form, with the layouts of parameters folded into them."""
+    put_parameters_first(raw)
     model = load_onnx(raw, functions=functions)
     drop_zero_biases(model)
     fold_layouts(model)

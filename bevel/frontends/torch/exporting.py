@@ -43,18 +43,25 @@ class ExportFailed(UnsupportedModel):
 
 def exported(source: Source, arguments: Arguments) -> tuple[ir.Model, ExportedProgram]:
     """Export a module or program as it is; give the graph, and the program it was written from."""
-    given: dict[str, Any] = {}
-    if isinstance(source, nn.Module):
-        given = {"args": arguments.args, "kwargs": dict(arguments.kwargs), "dynamic_shapes": arguments.dynamic_shapes}
     with quiet(), evaluating(source):
         try:
             result = torch.onnx.export(
-                source, **given, dynamo=True, optimize=False, opset_version=OPSET, verbose=False, report=False
+                source, **given(source, arguments), dynamo=True, optimize=False, opset_version=OPSET, verbose=False
             )
         except EXPORT_ERRORS as error:
             raise failure(error) from error
     assert result is not None and result.exported_program is not None
     return result.model, result.exported_program
+
+
+def given(source: Source, arguments: Arguments) -> dict[str, Any]:
+    """Return the arguments as the exporter takes them."""
+    if isinstance(source, ExportedProgram):
+        return {}
+    args, kwargs = arguments.args, dict(arguments.kwargs)
+    if args and isinstance(args[-1], dict) and not kwargs:
+        args = (*args, {})  # the exporter takes a dict that comes last for keyword arguments
+    return {"args": args, "kwargs": kwargs, "dynamic_shapes": arguments.dynamic_shapes}
 
 
 @contextmanager
@@ -93,13 +100,17 @@ def is_noisy(name: str) -> bool:
     return name.split(".")[0] in NOISY
 
 
+VARYING: Final = "leave that axis out of dynamic_shapes, or change the code that needs its size as a number"
+DECIDING: Final = "the forward decides by the content of a tensor: write it with torch.where or torch.cond"
 REMEDIES: Final[Mapping[str, str]] = {
     "No ONNX function found": "replace that operator in the module, or write the module's ONNX file by other means",
-    "data-dependent": "the forward decides by the content of a tensor: write it with torch.where or torch.cond",
-    "Could not guard": "the forward decides by the content of a tensor: write it with torch.where or torch.cond",
+    "data-dependent": DECIDING,
+    "Could not guard": DECIDING,
     "onnxscript": "pip install 'bevel[torch]'",
-    "Constraints violated": "leave that axis out of dynamic_shapes, or change the code that needs its size as a number",
-    "marked dynamic": "leave that axis out of dynamic_shapes, or change the code that needs its size as a number",
+    "Constraints violated": VARYING,
+    "inferred a static shape": VARYING,
+    "not in range": VARYING,
+    "not in VR": VARYING,
 }
 
 
@@ -115,8 +126,23 @@ def failure(error: BaseException) -> ExportFailed:
 
 
 def reason_of(error: BaseException) -> str:
-    """Give the first line of what was raised first."""
+    """Give the first line of what was raised first, with the second if the first only announces it."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0][:300]
+    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")] or [type(error).__name__]
+    return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])[:300]
+
+
+def fault_of(module: nn.Module, arguments: Arguments) -> str:
+    """Run a module as it is and say what it raises, if it does; its buffers stay what they are."""
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        with quiet(), evaluating(module), torch.no_grad():
+            module(*arguments.args, **arguments.kwargs)
+    except EXPORT_ERRORS as error:
+        return reason_of(error)
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+    return ""

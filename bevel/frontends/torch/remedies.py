@@ -11,8 +11,9 @@ import onnx_ir as ir
 from torch import nn
 from torch.export import ExportedProgram
 
+from bevel.errors import UsageError
 from bevel.frontends.torch.arguments import Arguments
-from bevel.frontends.torch.exporting import ExportFailed, exported
+from bevel.frontends.torch.exporting import ExportFailed, exported, fault_of
 from bevel.frontends.torch.state import Source
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ def exported_somehow(source: Source, arguments: Arguments) -> tuple[ir.Model, Ex
             except ExportFailed as failure:
                 remedy = remedy_for(failure, source)
                 if remedy is None:
+                    check_runs(source, arguments)
                     raise
                 settings.enter_context(remedy.applied(source))
                 notes.append(remedy.note)
@@ -92,6 +94,13 @@ def exported_somehow(source: Source, arguments: Arguments) -> tuple[ir.Model, Ex
 def remedy_for(failure: ExportFailed, module: nn.Module) -> Remedy | None:
     """Return a remedy for a failure that is not applied yet, if there is one."""
     return next((remedy for remedy in AFTER_FAILURE if remedy.sign in failure.what and remedy.places(module)), None)
+
+
+def check_runs(module: nn.Module, arguments: Arguments) -> None:
+    """Refuse example inputs on which the module itself fails: that is not the exporter's fault."""
+    fault = fault_of(module, arguments)
+    if fault:
+        raise UsageError(f"the module fails on example_inputs: {fault}", remedy="try module(*args, **kwargs) first")
 
 
 def report(model: ir.Model, program: ExportedProgram, module: nn.Module, notes: list[str]) -> None:

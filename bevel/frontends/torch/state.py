@@ -57,6 +57,15 @@ def note_provenance(model: ir.Model, state: State) -> None:
         value.const_value = shared(tensor, str(value.name))
 
 
+def put_parameters_first(model: ir.Model) -> None:
+    """Order the initializers as those of a kept export: what came from the module, then other constants."""
+    initializers = model.graph.initializers
+    values = sorted(initializers.values(), key=lambda value: provenance(value) is None)
+    initializers.clear()
+    for value in values:
+        initializers.add(value)
+
+
 def held_tensor(value: ir.Value, state: State) -> Tensor | None:
     """Return the torch tensor behind an initializer; by its content where the name is not one of the state's."""
     if value.name is not None and value.name in state:

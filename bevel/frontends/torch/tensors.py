@@ -39,8 +39,11 @@ BITS: Final = {
 
 
 def shared(tensor: Tensor, name: str) -> ir.TensorProtocol:
-    """Wrap a torch tensor as one of a graph; both see the same memory, where the device allows it."""
-    dtype = ELEMENT_TYPES[tensor.dtype]
+    """Wrap a torch tensor as one of a graph; both see the same memory, where the device allows it.
+
+    A module that is moved or converted later lets go of that memory, and the graph keeps it.
+    """
+    dtype, tensor = ELEMENT_TYPES[tensor.dtype], tensor.detach()
 
     def read() -> ir.TensorProtocol:
         return ir.Tensor(as_array(tensor), dtype=dtype, name=name)
