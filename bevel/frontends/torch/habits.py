@@ -1,5 +1,6 @@
-"""What the exporter writes that says nothing, or too much: notes for its own use, copies of parameters, biases of zeros,
-one name for two values."""
+"""What the exporter writes and a model is better without: notes for its own use, copies of parameters, biases of zeros,
+one name for two values.
+"""
 
 from typing import Final
 
@@ -17,7 +18,7 @@ BIASED: Final = {"Conv": 2, "ConvTranspose": 2}
 
 
 def part_names(model: ir.Model) -> None:
-    """Rename what nodes compute where a parameter or buffer has that name: the exporter's `val_7` may be a module's own."""
+    """Rename what nodes compute where a parameter or buffer is called so: a module may have a `val_7` of its own."""
     names = Names(model)
     held = {name for graph in model.graphs() for name in graph.initializers}
     for graph in model.graphs():
