@@ -72,8 +72,8 @@ class Lowering:
 
     It holds for operator set versions from `since` to `until`, and where the first input and output have one of the
     element types `types` and `gives`, if these are given. `refuses` is given a node's attributes and says what of them
-    is not supported, if anything. A `literal` line is for nodes whose second input is a single constant number. What a line
-    `ignores` are attributes that mean nothing where it holds.
+    is not supported, if anything. A `literal` line is for nodes whose second input is a single constant number. What a
+    line `ignores` are attributes that mean nothing where it holds.
     """
 
     function: Callable[..., Any] | None

@@ -17,15 +17,9 @@ _SMALL: Final = frozenset(
     {ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT2, ir.DataType.UINT2, ir.DataType.FLOAT4E2M1}
 )
 _SIGNED: Final = frozenset({ir.DataType.INT4, ir.DataType.INT2})
+_OWN: Final = PLAIN | {ir.DataType.BOOL}  # conversions among these are torch's own
 
-
-write(
-    "Cast",
-    "{0}.to({to})",
-    types=PLAIN | {ir.DataType.BOOL},
-    gives=PLAIN | {ir.DataType.BOOL},
-    ignores=("saturate", "round_mode"),
-)
+write("Cast", "{0}.to({to})", types=_OWN, gives=_OWN, ignores=("saturate", "round_mode"))
 
 
 @lower("Cast")
