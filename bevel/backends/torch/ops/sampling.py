@@ -53,5 +53,5 @@ def affine_grid(theta: Tensor, size: Ints, *, align_corners: int = 0) -> Tensor:
 
 def _line(theta: Tensor, length: int, align_corners: bool) -> Tensor:
     """Return where the middles of pixels are along an axis: the outer ones at its ends, if aligned."""
-    at = torch.arange(length, dtype=theta.dtype, device=theta.device) * 2 - (length - 1)
-    return at / (most(length - 1, 1) if align_corners else length)
+    at = torch.arange(length, dtype=theta.dtype, device=theta.device) * 2
+    return at / most(length - 1, 1) - 1 if align_corners else (at + 1) / length - 1
