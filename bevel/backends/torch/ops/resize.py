@@ -18,6 +18,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from bevel.backends.torch.ops.windows import least, most, whole
 from bevel.backends.torch.table import HOST, Ints, lower
+from bevel.errors import UnsupportedModel
 
 Floats: TypeAlias = Annotated[Sequence[float], HOST]
 
@@ -155,6 +156,8 @@ def _resize(
         for stretch in moved:
             x = _select(x, stretch, method, (crops or {}).get(stretch.axis))
         return x
+    if x.dtype is torch.bool or x.is_complex():
+        raise UnsupportedModel(f"Resize, {method.mode}, of {x.dtype}", remedy="only nearest entries of these are taken")
     wide = torch.float32 if x.dtype in _CONVERTED else x.dtype if x.is_floating_point() else torch.float64
     y = x.to(wide)
     for stretch in moved:
