@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from bevel import load, optimize, to_torch
+from bevel.backends.onnxruntime import Session
 from bevel.backends.torch.finetune import finetune
 from bevel.errors import TrainingDiverged, UsageError
 
@@ -94,6 +96,20 @@ def test_distillation_recovers_the_teachers_answers(teacher):
     assert agreement(student, teacher) < 0.3
     finetune(student, teacher, loader(), epochs=6, lr=1e-2)
     assert agreement(student, teacher) > 0.9
+
+
+def test_a_pruned_network_recovers_and_goes_out_again(teacher):
+    example, axes = IMAGES[:2], {"image": {0: "batch"}}
+    model = load(teacher, (example,), dynamic_shapes=axes)
+    optimize(model, "prune-channels{ratio=0.8}")
+    student = to_torch(model)
+    assert student.head.weight.shape == (10, 64)
+    pruned = agreement(student, teacher)
+    finetune(student, teacher, loader(), epochs=6, lr=1e-2)
+    assert agreement(student, teacher) > pruned + 0.05
+    with Session(load(student, (example,), dynamic_shapes=axes)) as session:
+        (logits,) = session.run({"image": HELD_OUT[0].numpy()}).values()
+    assert torch.allclose(torch.from_numpy(logits), student.eval()(HELD_OUT[0]), atol=1e-4)
 
 
 def test_a_teacher_that_knows_nothing_teaches_nothing(teacher):
