@@ -277,6 +277,34 @@ def test_buffers_outside_the_state_dict_are_constants():
     assert not sources(model) and set(model.meta[UNUSED]) == {"w"}
 
 
+def test_complex_parameters_are_constants():
+    module = module_of(lambda self, x: x * torch.view_as_real(self.w)[..., 0], w=torch.randn(4, dtype=torch.complex64))
+    x = torch.randn(2, 4)
+    model = load(module, x)
+    assert close(run(model, x=x)[0], module(x))
+    assert not sources(model) and accounted(model) == {"w"}
+
+
+class Homonyms(nn.Module):
+    """A parameter is called as the input is, others as operators and outputs are."""
+
+    def __init__(self):
+        super().__init__()
+        self.x, self.add = nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(4))
+
+    def forward(self, x):
+        return {"add": x + self.x, "x": self.add * x, "same": self.add}
+
+
+def test_parameters_and_inputs_may_have_one_name():
+    module, x = Homonyms(), torch.randn(2, 4)
+    model = load(module, x)
+    assert [value.name for value in model.graph.inputs] == ["x"]
+    assert accounted(model) == {"x", "add"}
+    for found, expected in zip(run(model, x=x), module(x).values(), strict=True):
+        assert close(found, expected)
+
+
 def test_an_exported_program_needs_no_inputs():
     module, x = Layers().eval(), torch.randn(5, 4)
     program = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))

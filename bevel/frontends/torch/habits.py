@@ -18,8 +18,15 @@ BIASED: Final = {"Conv": 2, "ConvTranspose": 2}
 
 
 def part_names(model: ir.Model) -> None:
-    """Rename what nodes compute where a parameter or buffer is called so: a module may have a `val_7` of its own."""
+    """Rename what has another value's name: initializers where an input has it, results where an initializer has it.
+
+    A parameter may be called as an argument of the forward is, or `val_7`, as the exporter calls what it computes.
+    """
     names = Names(model)
+    inputs = {value.name for value in model.graph.inputs}
+    for value in list(model.graph.initializers.values()):
+        if value.name in inputs and not value.is_graph_input():
+            value.name = names.free(str(value.name))
     held = {name for graph in model.graphs() for name in graph.initializers}
     for graph in model.graphs():
         for value in (output for node in graph for output in node.outputs):

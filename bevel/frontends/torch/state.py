@@ -9,6 +9,7 @@ from torch.export import ExportedProgram
 
 from bevel.errors import UnsupportedModel
 from bevel.frontends.torch.tensors import shared
+from bevel.ir.names import value_names
 from bevel.ir.provenance import Provenance, provenance, set_provenance
 
 UNUSED: Final = "bevel.unused"
@@ -37,22 +38,23 @@ def state_of(source: Source) -> dict[str, Tensor]:
 def note_provenance(model: ir.Model, state: State) -> None:
     """Note in every initializer which parameter or buffer it is; initializers of one parameter become one.
 
-    What is tied goes by the first of its names.
+    What is tied goes by the first of its names. Complex ones count as constants: they are among the unused.
     """
-    names = names_by_identity(state)
+    names, taken = names_by_identity(state), value_names(model)
     first: dict[Hashable, ir.Value] = {}
     for value in list(model.graph.initializers.values()):
         tensor = held_tensor(value, state)
         key = None if tensor is None else identity(tensor)
-        if tensor is None or key not in names:
-            continue
+        if key not in names or state[names[key][0]].is_complex():
+            continue  # a complex parameter is real to the exporter, with an axis more: no transform says that
         kept = first.setdefault(key, value)
         if kept is not value:
             value.replace_all_uses_with(kept, replace_graph_outputs=True)
             del model.graph.initializers[str(value.name)]
             continue
-        if names[key][0] not in model.graph.initializers:
-            value.name = names[key][0]
+        name, tensor = names[key][0], state[names[key][0]]
+        if name not in taken:
+            value.name = name
         set_provenance(value, Provenance(names[key], is_trained(tensor)))
         value.const_value = shared(tensor, str(value.name))
 
