@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from bevel.backends.onnxruntime import Level, Session
+from bevel.errors import UsageError
 from bevel.interchange import backend
 from bevel.ir.plan import Plan
 from bevel.passes.synthesis import synthesize
@@ -46,6 +47,11 @@ def apply(
     written into it, and `UsageError` where the module is not the one that was optimized.
     """
     backend()
+    if not isinstance(source, Plan | ir.Model):
+        raise UsageError(
+            f"the second argument is a {type(source).__name__}",
+            remedy="give the optimized model, or a plan: bevel.plan(model), Plan.load(path)",
+        )
     from bevel.backends.torch.surgery import operate
 
     feeds = _made_up(source, seed) if isinstance(source, ir.Model) and verify and example_inputs is None else []

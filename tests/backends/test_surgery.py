@@ -441,6 +441,11 @@ def test_an_onnx_model_of_nobody_is_refused():
         apply(fresh(Residual), mlp())
 
 
+def test_what_is_no_plan_is_refused():
+    with pytest.raises(UsageError, match="the second argument is a str"):
+        apply(fresh(Residual), "plan.json")
+
+
 def test_constant_outputs_are_told():
     module = fresh(Residual)
     nn.init.zeros_(module.head.weight)
