@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bevel.backends.files import save
+    from bevel.backends.torch.finetune import finetune as finetune
     from bevel.errors import BevelError
     from bevel.frontends import load
-    from bevel.interchange import to_torch
     from bevel.ir.coupling import Coupling, rule
     from bevel.ir.groups import groups
+    from bevel.ir.plan import Plan, plan
+    from bevel.modules import apply, to_torch
     from bevel.passes.base import Exact, Lossy, Masked, Pass, Preserving, Promise
     from bevel.passes.pipeline import optimize
     from bevel.passes.verify import verify
@@ -32,11 +34,14 @@ __all__ = [
     "Lossy",
     "Masked",
     "Pass",
+    "Plan",
     "Preserving",
     "Promise",
+    "apply",
     "groups",
     "load",
     "optimize",
+    "plan",
     "rule",
     "save",
     "to_torch",
@@ -46,21 +51,30 @@ __all__ = [
 _HOMES = {
     "BevelError": "bevel.errors",
     "Coupling": "bevel.ir.coupling",
+    "Plan": "bevel.ir.plan",
+    "apply": "bevel.modules",
+    "finetune": "bevel.backends.torch.finetune",
     "groups": "bevel.ir.groups",
     "load": "bevel.frontends",
     "optimize": "bevel.passes.pipeline",
+    "plan": "bevel.ir.plan",
     "rule": "bevel.ir.coupling",
     "save": "bevel.backends.files",
-    "to_torch": "bevel.interchange",
+    "to_torch": "bevel.modules",
     "verify": "bevel.passes.verify",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in __all__ and name != "finetune":  # which PyTorch is imported for, so `import *` leaves it out
         raise AttributeError(f"module 'bevel' has no attribute {name!r}")
-    return getattr(import_module(_HOMES.get(name, "bevel.passes.base")), name)
+    home = _HOMES.get(name, "bevel.passes.base")
+    if home.startswith("bevel.backends.torch"):
+        from bevel.modules import backend
+
+        return getattr(backend(home.rpartition(".")[2]), name)
+    return getattr(import_module(home), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, "finetune"])

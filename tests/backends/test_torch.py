@@ -12,7 +12,7 @@ from torch.export import Dim
 import bevel
 from bevel.backends.torch import answer, lower, to_torch
 from bevel.errors import PromiseBroken, UnsupportedModel
-from bevel.interchange import check
+from bevel.modules import check
 from tests import zoo
 from tests.graphs import MLP, MLP_WEIGHTS, mlp, proto
 from tests.zoo.recipes import RECIPES

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
@@ -13,6 +13,14 @@ from bevel.errors import UnsupportedModel
 
 if TYPE_CHECKING:
     from bevel.backends.torch.module import GraphModule
+
+KERNELS_RTOL: Final = 1e-4
+"""How far a module and its graph in ONNX Runtime may be apart, relative to an output's largest value.
+
+Two libraries sum in other orders (1e-5 over the longest sums that are common) and approximate exp, tanh and erf by
+other polynomials (1e-6 each); a deep network multiplies that by what its layers amplify, ten times is usual. A wrong
+channel changes an output by a part of its size.
+"""
 
 
 def collected(

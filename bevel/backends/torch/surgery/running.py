@@ -15,13 +15,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from bevel.backends.onnxruntime import Level, Session
+from bevel.backends.torch.running import KERNELS_RTOL
 from bevel.backends.torch.types import to_array, to_tensor
 from bevel.errors import EditRefused, UsageError
-
-TOLERANCE: Final = 1e-4
-"""Relative to the largest output. Both sides compute in float32 (unit 6e-8), but through the kernels of two libraries,
-which sum in other orders: a sum of some thousand products differs by some dozen units, and some dozen layers pass that
-on and add to it. A wrong channel changes an output by a part of its size."""
 
 ROUNDINGS: Final = 4
 """Half-precision kernels compute in float32 and round at every node; two such roundings a side differ by 4 units."""
@@ -131,7 +127,7 @@ def _apart(expected: Array, found: Array) -> float:
     with np.errstate(invalid="ignore"):
         apart = np.where(same, 0.0, np.abs(left - right)).max() / max(largest, np.finfo(np.float32).tiny)
     unit = _unit(expected)
-    return float("inf") if np.isnan(apart) else float(apart * TOLERANCE / max(TOLERANCE, ROUNDINGS * unit))
+    return float("inf") if np.isnan(apart) else float(apart * KERNELS_RTOL / max(KERNELS_RTOL, ROUNDINGS * unit))
 
 
 def _unit(array: Array) -> float:

@@ -14,9 +14,10 @@ from typing import Any, Final, TypeAlias
 
 from torch import nn
 
+from bevel.backends.torch.running import KERNELS_RTOL
 from bevel.backends.torch.surgery.attributes import Choice
 from bevel.backends.torch.surgery.journal import Journal
-from bevel.backends.torch.surgery.running import FORWARD_ERRORS, TOLERANCE
+from bevel.backends.torch.surgery.running import FORWARD_ERRORS
 
 MOST_TRIALS: Final = 64
 """Runs of the module while looking: as each attribute is decided once for a class, a dozen is usual."""
@@ -60,7 +61,7 @@ def outcome(check: Check) -> float | Failure:
         error = check()
     except FORWARD_ERRORS as raised:
         return _failure(raised)
-    return error if error <= TOLERANCE else Failure(f"its outputs differ by {error:.2g} of the largest value")
+    return error if error <= KERNELS_RTOL else Failure(f"its outputs differ by {error:.2g} of the largest value")
 
 
 def _set(choices: Sequence[Choice], picked: Mapping[Key, int], journal: Journal) -> None:
