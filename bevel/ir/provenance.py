@@ -6,7 +6,7 @@ It is kept in the initializer's metadata, so that clones, passes and files carry
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, TypeAlias
 
@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 KEY: Final = "bevel.provenance"
+ORIGIN: Final = "bevel.origin"
 
 Kind: TypeAlias = Literal["transpose", "unsqueeze", "squeeze", "cast"]
 
@@ -99,3 +100,25 @@ def provenance(value: ir.Value) -> Provenance | None:
 def set_provenance(value: ir.Value, source: Provenance) -> None:
     """Note where an initializer came from."""
     value.metadata_props[KEY] = json.dumps(asdict(source))
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The module that a model came from: every name of its `state_dict` in order, and what the graph does not use.
+
+    `unused` says of those parameters and buffers whether they are trained, and what they hold.
+    """
+
+    names: tuple[str, ...]
+    unused: Mapping[str, tuple[bool, ir.TensorProtocol]]
+
+
+def origin(model: ir.Model) -> Origin | None:
+    """Return the module that a model came from; files do not keep it, clones and passes do."""
+    found: Origin | None = model.graph.meta.get(ORIGIN)
+    return found
+
+
+def set_origin(model: ir.Model, source: Origin) -> None:
+    """Note which module a model came from."""
+    model.graph.meta[ORIGIN] = source

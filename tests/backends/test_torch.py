@@ -37,10 +37,10 @@ def test_every_architecture_in_every_exporters_style(name, style):
 def test_a_module_comes_back_with_its_names_values_and_gradients(name):
     module, feed, model = loaded(name)
     back = to_torch(model)
-    assert back.state_dict().keys() == module.state_dict().keys()
+    assert list(back.state_dict()) == list(module.state_dict())
     for key, tensor in module.state_dict().items():
         assert torch.equal(back.state_dict()[key], tensor), key
-    assert {name for name, _ in back.named_parameters()} == {name for name, _ in module.named_parameters()}
+    assert [name for name, _ in back.named_parameters()] == [name for name, _ in module.named_parameters()]
     for either in (module, back):
         either.train()
     torch.testing.assert_close(back(**feed), module(**feed), rtol=1e-4, atol=1e-4)

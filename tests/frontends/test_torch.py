@@ -15,8 +15,7 @@ import bevel
 from bevel import registry
 from bevel.errors import UnsupportedModel, UsageError
 from bevel.frontends import load
-from bevel.frontends.torch.state import UNUSED
-from bevel.ir.provenance import Transform, provenance
+from bevel.ir.provenance import Transform, origin, provenance
 from tests.zoo.built import SIZES
 from tests.zoo.recipes import RECIPES
 from tests.zoo.store import folder
@@ -45,7 +44,7 @@ def sources(model):
 
 
 def accounted(model):
-    return {name for source in sources(model).values() for name in source.names} | set(model.meta[UNUSED])
+    return {name for source in sources(model).values() for name in source.names} | set(origin(model).unused)
 
 
 def operators(model):
@@ -97,7 +96,9 @@ def test_pruning_is_verified_on_what_came_from_a_module(name):
     (step,) = bevel.optimize(copy, "prune-channels{ratio=0.5}").steps
     assert step.verdict.kept
     assert step.cost.parameters < bevel.ir.cost.cost(model).parameters
-    assert {name for source in sources(copy).values() for name in source.names} | set(model.meta[UNUSED]) == set(before)
+    assert {name for source in sources(copy).values() for name in source.names} | set(origin(model).unused) == set(
+        before
+    )
 
 
 class Layers(nn.Module):
@@ -148,7 +149,7 @@ def test_batch_normalization_stays_and_its_counter_is_unused():
     assert operators(model).count("BatchNormalization") == 1
     assert sources(model)["norm.running_var"].trainable is False
     assert sources(model)["norm.weight"].trainable is True
-    trainable, tensor = model.meta[UNUSED]["norm.num_batches_tracked"]
+    trainable, tensor = origin(model).unused["norm.num_batches_tracked"]
     assert not trainable and tensor.dtype == ir.DataType.INT64 and tensor.numpy() == 0
 
 
@@ -162,9 +163,9 @@ def test_frozen_parameters_are_not_trainable():
 def test_what_is_unused_survives_clones_passes_and_loading_again():
     model = load(Layers(), torch.randn(5, 4))
     bevel.optimize(model, "prune-channels{ratio=0.5}")
-    assert set(model.meta[UNUSED]) == {"norm.num_batches_tracked"}
-    assert set(model.clone().graph.meta[UNUSED]) == {"norm.num_batches_tracked"}
-    assert set(load(model).meta[UNUSED]) == {"norm.num_batches_tracked"}
+    assert set(origin(model).unused) == {"norm.num_batches_tracked"}
+    assert set(origin(model.clone()).unused) == {"norm.num_batches_tracked"}
+    assert set(origin(load(model)).unused) == {"norm.num_batches_tracked"}
 
 
 def test_memory_is_shared_with_the_module_and_cannot_be_written():
@@ -274,7 +275,7 @@ def test_buffers_outside_the_state_dict_are_constants():
     module = module_of(lambda self, x: x * self.table, w=torch.randn(4))
     module.register_buffer("table", torch.randn(4), persistent=False)
     model = load(module, torch.randn(2, 4))
-    assert not sources(model) and set(model.meta[UNUSED]) == {"w"}
+    assert not sources(model) and set(origin(model).unused) == {"w"}
 
 
 def test_complex_parameters_are_constants():

@@ -15,8 +15,8 @@ from bevel.frontends import load
 from bevel.frontends.torch.arguments import arguments_of
 from bevel.frontends.torch.description import told
 from bevel.frontends.torch.fingerprint import fingerprint
-from bevel.frontends.torch.state import UNUSED, state_of
-from bevel.ir.provenance import provenance
+from bevel.frontends.torch.state import state_of
+from bevel.ir.provenance import origin, provenance
 
 X = torch.randn(2, 4)
 
@@ -43,7 +43,7 @@ def key(module, x=X, sizes=None):
 def described(model):
     nodes = [(node.op_type, names(node.inputs), names(node.outputs)) for node in model.graph]
     sources = {name: provenance(value) for name, value in model.graph.initializers.items()}
-    return nodes, sources, sorted(model.meta[UNUSED]), dict(model.metadata_props)
+    return nodes, sources, sorted(origin(model).unused), dict(model.metadata_props)
 
 
 def names(values):

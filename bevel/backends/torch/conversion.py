@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from functools import partial
+from operator import itemgetter
 
 import numpy as np
 import onnx_ir as ir
@@ -12,14 +13,11 @@ from torch import Tensor, nn
 
 from bevel.backends.torch.module import GraphModule
 from bevel.backends.torch.nodes import strings_code
-from bevel.backends.torch.parameters import Parameters, Slot, hold, is_trained
+from bevel.backends.torch.parameters import Parameters, hold, is_trained, place_of
 from bevel.backends.torch.source import Writer
 from bevel.backends.torch.types import to_tensor, torch_type
 from bevel.ir.canonical import canonicalize
-from bevel.ir.provenance import Provenance, Transform, provenance
-
-UNUSED: Final = "bevel.unused"
-"""Key in `model.graph.meta`: parameters and buffers of the original module that the graph does not use."""
+from bevel.ir.provenance import Origin, Provenance, Transform, origin, provenance
 
 
 def to_torch(model: ir.Model) -> GraphModule:
@@ -46,14 +44,26 @@ class _Tensors:
     def __init__(self, model: ir.Model) -> None:
         self.root = Parameters()
         self._codes: dict[ir.Value, str] = {}
-        self._named: dict[tuple[str, ...], tuple[Slot, np.ndarray]] = {}
+        self._named: dict[tuple[str, ...], tuple[str, np.ndarray]] = {}
         self._values = [value for graph in model.graphs() for value in graph.initializers.values()]
         self._from_module = any(provenance(value) is not None for value in self._values)
-        for value in self._values:
-            if provenance(value) is not None or self._is_trained(value):
-                self.read(value)
-        for name, (trainable, tensor) in model.graph.meta.get(UNUSED, {}).items():
-            hold(self.root, name, to_tensor(tensor.numpy(), tensor.dtype), trained=trainable)
+        self._hold_all(origin(model))
+
+    def _hold_all(self, module: Origin | None) -> None:
+        """Hold what is trained and what the original module names, in that module's order, or else the graph's."""
+        names = module.names if module else ()
+        for name in names:
+            place_of(self.root, name)
+        rank = {name: place for place, name in enumerate(names)}
+        trained = [value for value in self._values if provenance(value) is not None or self._is_trained(value)]
+        steps = [(rank.get(first_name(value), len(rank)), partial(self.read, value)) for value in trained]
+        for name, (trainable, tensor) in (module.unused if module else {}).items():
+            steps.append((rank[name], partial(self._hold_unused, name, tensor, trainable)))
+        for _, step in sorted(steps, key=itemgetter(0)):
+            step()
+
+    def _hold_unused(self, name: str, tensor: ir.TensorProtocol, trainable: bool) -> str:
+        return hold(self.root, name, to_tensor(tensor.numpy(), tensor.dtype), trained=trainable)
 
     def read(self, value: ir.Value) -> str:
         """Return the code that reads an initializer, which is held from now on."""
@@ -66,7 +76,7 @@ class _Tensors:
         """Hold a tensor of an attribute, and return the code that reads it."""
         if tensor.dtype is ir.DataType.STRING:
             return strings_code(tensor)
-        return self._constant(name.replace(".", "_"), tensor).code
+        return self._constant(name.replace(".", "_"), tensor)
 
     def main(self) -> tuple[torch.dtype | None, str | None]:
         """Return the type that most parameters have, and the code of one of them."""
@@ -89,10 +99,10 @@ class _Tensors:
         if tensor.dtype is ir.DataType.STRING:
             return strings_code(tensor)
         if self._is_trained(value):
-            return hold(self.root, value.name, to_tensor(tensor.numpy(), tensor.dtype), trained=True).code
-        return self._constant(value.name, tensor).code
+            return hold(self.root, value.name, to_tensor(tensor.numpy(), tensor.dtype), trained=True)
+        return self._constant(value.name, tensor)
 
-    def _constant(self, name: str, tensor: ir.TensorProtocol) -> Slot:
+    def _constant(self, name: str, tensor: ir.TensorProtocol) -> str:
         """Hold a constant, outside the `state_dict` where that is to be the original module's."""
         content = to_tensor(tensor.numpy(), tensor.dtype)
         return hold(self.root, name, content, trained=False, persistent=not self._from_module)
@@ -102,20 +112,20 @@ class _Tensors:
         assert value.const_value is not None
         array = source.invert(value.const_value.numpy())
         if source.names in self._named:
-            slot, first = self._named[source.names]
+            code, first = self._named[source.names]
             if not np.array_equal(first, array):
                 return self._hold(value)
         else:
-            slot = self._register(source, array)
-            self._named[source.names] = slot, array
-        return slot.code + _steps(source.transforms, value.const_value.dtype)
+            code = self._register(source, array)
+            self._named[source.names] = code, array
+        return code + _steps(source.transforms, value.const_value.dtype)
 
-    def _register(self, source: Provenance, array: np.ndarray) -> Slot:
+    def _register(self, source: Provenance, array: np.ndarray) -> str:
         """Register one tensor under every name that it has."""
         tensor: Tensor = to_tensor(array)
         tensor = nn.Parameter(tensor) if source.trainable and tensor.is_floating_point() else tensor
-        slots = [hold(self.root, name, tensor, trained=isinstance(tensor, nn.Parameter)) for name in source.names]
-        return slots[0]
+        codes = [hold(self.root, name, tensor, trained=isinstance(tensor, nn.Parameter)) for name in source.names]
+        return codes[0]
 
 
 def _steps(transforms: Sequence[Transform], result: ir.DataType) -> str:
@@ -133,3 +143,9 @@ def _steps(transforms: Sequence[Transform], result: ir.DataType) -> str:
             later = [other.numbers[0] for other in transforms[place + 1 :] if other.kind == "cast"]
             code += f".to({torch_type(later[0] if later else result)})"
     return code
+
+
+def first_name(value: ir.Value) -> str:
+    """Return the first name that an initializer has in the module that it came from, or its own."""
+    source = provenance(value)
+    return source.names[0] if source else str(value.name)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import keyword
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Final
 
 import onnx_ir as ir
-import torch
 from torch import Tensor, nn
 
 from bevel.backends.torch.table import FLOATS
-from bevel.backends.torch.types import to_tensor
 from bevel.ir.provenance import provenance
 
 # Inputs that a model states or measures rather than learns: running statistics, limits, sizes, quantization steps.
@@ -43,14 +40,6 @@ class Parameters(nn.Module):
         return found
 
 
-@dataclass(frozen=True)
-class Slot:
-    """Where a tensor is held: its name in the `state_dict`, and the code that reads it."""
-
-    name: str
-    code: str
-
-
 def is_trained(value: ir.Value, *, from_module: bool) -> bool:
     """Say whether an initializer is a parameter.
 
@@ -67,44 +56,35 @@ def is_trained(value: ir.Value, *, from_module: bool) -> bool:
     return tensor.size > 1 and any(index not in GIVEN.get((domain, kind), ()) for domain, kind, index in uses)
 
 
-def hold(root: nn.Module, name: str, tensor: Tensor, *, trained: bool, persistent: bool = True) -> Slot:
-    """Register a tensor under a dotted name, in modules made on the way, and return where it is.
+def hold(root: nn.Module, name: str, tensor: Tensor, *, trained: bool, persistent: bool = True) -> str:
+    """Register a tensor under a dotted name, in modules made on the way, and return the code that reads it.
 
     A tensor that is not trained is a buffer; a persistent one is part of the `state_dict`.
+    """
+    place, code, last = place_of(root, name)
+    last = _free(place, last)
+    if trained:
+        place.register_parameter(last, tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor))
+    else:
+        place.register_buffer(last, tensor, persistent=persistent)
+    return _access(code, last)
+
+
+def place_of(root: nn.Module, name: str) -> tuple[nn.Module, str, str]:
+    """Return the module that holds a dotted name, which is made if need be, the code that reads it, and the last part.
 
     The name is changed as little as needed where it cannot be had: empty parts, parts that a module already has.
     """
-    parts = [part or "_" for part in name.split(".")]
+    *parts, last = [part or "_" for part in name.split(".")]
     place, code = root, "self"
-    for part in parts[:-1]:
+    for part in parts:
         child = place._modules.get(part)
         if child is None:
             part = _free(place, part)
             child = Parameters()
             place.add_module(part, child)
         place, code = child, _access(code, part)
-    last = _free(place, parts[-1])
-    if trained:
-        place.register_parameter(last, tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor))
-    else:
-        place.register_buffer(last, tensor, persistent=persistent)
-    return Slot(".".join([*parts[:-1], last]), _access(code, last))
-
-
-def tensors(values: Iterator[ir.Value]) -> Iterator[tuple[ir.Value, Tensor]]:
-    """Read initializers one after the other, each into memory of its own."""
-    for value in values:
-        assert value.const_value is not None
-        yield value, to_tensor(value.const_value.numpy(), value.const_value.dtype)
-
-
-def main_type(module: nn.Module) -> torch.dtype | None:
-    """Return the type that most of a module's parameters have."""
-    sizes: dict[torch.dtype, int] = {}
-    for parameter in module.parameters():
-        if parameter.is_floating_point():
-            sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel()
-    return max(sizes, key=lambda kind: sizes[kind], default=None)
+    return place, code, last
 
 
 def _free(place: nn.Module, part: str) -> str:

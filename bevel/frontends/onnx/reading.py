@@ -129,6 +129,5 @@ def copied(model: ir.Model) -> ir.Model:
         raise InvalidModel(
             f"cannot be copied: {root_cause(error)}", where="the model", remedy="check it with onnx_ir"
         ) from error
-    clone.meta.update(model.meta)
     put_in_order(clone, "the model")
     return clone

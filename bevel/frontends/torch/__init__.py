@@ -16,7 +16,7 @@ from bevel.frontends.torch.habits import bypass_copies, drop_zero_biases, forget
 from bevel.frontends.torch.layout import fold_layouts
 from bevel.frontends.torch.outputs import name_outputs
 from bevel.frontends.torch.remedies import exported_somehow
-from bevel.frontends.torch.state import Source, State, note_provenance, note_unused, put_parameters_first, state_of
+from bevel.frontends.torch.state import Source, State, note_origin, note_provenance, put_parameters_first, state_of
 from bevel.ir.canonical import Functions
 
 __all__ = ["DynamicShapes", "Examples", "Source", "load"]
@@ -34,7 +34,7 @@ def load(
 
     Initializers share the memory of the module's parameters and know their names (`bevel.ir.provenance`); nothing
     writes to it, and the module is not changed. Tied parameters are one initializer. What the graph does not use is
-    noted in `model.meta["bevel.unused"]`.
+    noted as its origin.
 
     With a folder `cache`, an export is kept there, and taken from there when a module of the same code, attributes and
     sizes comes again, whatever its parameters are.
@@ -85,5 +85,5 @@ def finished(raw: ir.Model, state: State, functions: Functions) -> ir.Model:
     model = load_onnx(raw, functions=functions)
     drop_zero_biases(model)
     fold_layouts(model)
-    note_unused(model, state)
+    note_origin(model, state)
     return model

@@ -1,7 +1,7 @@
 """What a module's `state_dict` holds: which initializer is which parameter, what is tied, what the graph leaves out."""
 
 from collections.abc import Hashable, Mapping
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import onnx_ir as ir
 from torch import Tensor, nn
@@ -10,11 +10,7 @@ from torch.export import ExportedProgram
 from bevel.errors import UnsupportedModel
 from bevel.frontends.torch.tensors import shared
 from bevel.ir.names import value_names
-from bevel.ir.provenance import Provenance, provenance, set_provenance
-
-UNUSED: Final = "bevel.unused"
-"""Key in `model.meta` and in `model.graph.meta` (which clones keep): the parameters and buffers that the graph does not
-use, by name, each with whether it is trained, and its tensor."""
+from bevel.ir.provenance import Origin, Provenance, provenance, set_origin, set_provenance
 
 Source: TypeAlias = nn.Module | ExportedProgram
 State: TypeAlias = Mapping[str, Tensor]
@@ -98,11 +94,10 @@ def is_trained(tensor: Tensor) -> bool:
     return isinstance(tensor, nn.Parameter) and tensor.requires_grad
 
 
-def note_unused(model: ir.Model, state: State) -> None:
-    """Note which parameters and buffers the graph does not use, so that a module made from it can have them all."""
+def note_origin(model: ir.Model, state: State) -> None:
+    """Note every name of the module, and the parameters and buffers that the graph does not use, for the way back."""
     values = (value for graph in model.graphs() for value in graph.initializers.values())
     sources = (provenance(value) for value in values)
     used = {name for source in sources if source is not None for name in source.names}
-    model.meta[UNUSED] = model.graph.meta[UNUSED] = {
-        name: (is_trained(tensor), shared(tensor, name)) for name, tensor in state.items() if name not in used
-    }
+    unused = {name: (is_trained(tensor), shared(tensor, name)) for name, tensor in state.items() if name not in used}
+    set_origin(model, Origin(tuple(state), unused))

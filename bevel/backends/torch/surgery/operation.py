@@ -23,7 +23,7 @@ from bevel.errors import EditRefused
 from bevel.ir.plan import Plan
 from bevel.ir.plan import plan as plan_of
 from bevel.ir.plan_file import PlannedTensor
-from bevel.ir.provenance import provenance
+from bevel.ir.provenance import origin, provenance
 
 Array = np.ndarray[Any, Any]
 
@@ -173,7 +173,8 @@ def _lost(module: nn.Module, source: Plan | ir.Model, planned: Mapping[str, Plan
     """List the tensors of a module that its graph does not have, though they took part in what it computed."""
     if isinstance(source, Plan):
         return []
-    unused = source.graph.meta.get("bevel.unused", {})
+    known = origin(source)
+    unused = known.unused if known else {}
     floats = (name for name, tensor in module.state_dict().items() if tensor.is_floating_point())
     return [name for name in floats if name not in planned and name not in unused]
 
