@@ -56,7 +56,7 @@ TORCHVISION = {
 } | {
     "torchvision/fcn_resnet50": Architecture(torchvision_model("fcn_resnet50", weights_backbone=None), image()),
     "torchvision/lraspp_mobilenet": Architecture(
-        torchvision_model("lraspp_mobilenet_v3_large", weights_backbone=None), image()
+        torchvision_model("lraspp_mobilenet_v3_large", weights_backbone=None), image(name="input")
     ),
     "torchvision/r3d_18": Architecture(torchvision_model("r3d_18"), lambda: {"x": torch.randn(1, 3, 4, 32, 32)}),
 }

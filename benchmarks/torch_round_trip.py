@@ -29,6 +29,7 @@ from bevel.backends.torch import to_torch
 OUTPUTS, GRADIENTS = 1e-4, 1e-3
 # A gradient this far below the largest of the network is rounding: the bias before a normalisation has none at all.
 NEGLIGIBLE = 1e-6
+CHANCES = ("p", "drop_prob", "drop_rate", "dropout", "attention_dropout", "activation_dropout", "layerdrop")
 
 
 def main() -> None:
@@ -55,9 +56,9 @@ def report(name: str, architecture: Architecture, *, verbose: bool) -> bool:
         print(f"FAILED {name:28} {type(error).__name__}: {' '.join(str(error).split())[:160]}", flush=True)
         return False
     good = outputs <= OUTPUTS and gradients <= GRADIENTS and not names
-    seconds = time.perf_counter() - start
     print(
-        f"{'      ' if good else 'FAILED'} {name:28} outputs {outputs:8.1e}  gradients {gradients:8.1e}  {seconds:4.0f} s",
+        f"{'      ' if good else 'FAILED'} {name:28} outputs {outputs:8.1e}  gradients {gradients:8.1e}",
+        f" {time.perf_counter() - start:4.0f} s",
         f"names {names[:4]}" if names else "",
         flush=True,
     )
@@ -108,15 +109,7 @@ def weights_like(part: Tensor) -> Tensor:
 
 def without_chance(module: nn.Module) -> None:
     for each in module.modules():
-        for attribute in (
-            "p",
-            "drop_prob",
-            "drop_rate",
-            "dropout",
-            "attention_dropout",
-            "activation_dropout",
-            "layerdrop",
-        ):
+        for attribute in CHANCES:
             if isinstance(getattr(each, attribute, None), float):
                 setattr(each, attribute, 0.0)
 

@@ -1,4 +1,4 @@
-"""The command line: `optimize`, and `bevel inspect|passes|rules|verify|optimize`.
+"""The command line: `optimize`, and `bevel inspect|passes|rules|verify|to-torch|optimize`.
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 a promise or budget was missed, 2 bad input or
 usage, 3 a pass raised, 130 interrupted. What needs onnx, numpy or onnxruntime is imported inside the commands, so that
@@ -94,6 +94,19 @@ def inspect(model: str, check: bool, calibration: str | None, seed: int, as_json
 def verify(**options: Any) -> None:
     """Compare two models on the same inputs: exit 0 if they agree, 1 if they do not."""
     from bevel.commands.verify import run
+
+    run(**options)
+
+
+@bevel.command("to-torch")
+@click.argument("model", metavar="MODEL.onnx")
+@click.option("-o", "--output", metavar="OUT.py", required=True, help="Python source; weights go to OUT.safetensors.")
+@click.option("--calibration", metavar="PATH", help="Inputs to compare on. Default: made up.")
+@click.option("--verify/--no-verify", default=True, help="Compare with ONNX Runtime first.  [default: on]")
+@click.option("--seed", default=0, show_default=True, help="Seed of made-up inputs.")
+def to_torch(**options: Any) -> None:
+    """Write MODEL.onnx as a PyTorch module: Python that needs no Bevel, and its weights."""
+    from bevel.commands.to_torch import run
 
     run(**options)
 

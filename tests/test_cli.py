@@ -240,3 +240,15 @@ def test_an_interrupt_leaves_nothing_behind(model, monkeypatch):
     done = optimize(model, "-p", "fold", "-o", "out.onnx")
     assert done.exit_code == 130
     assert names(".") == {"mlp.onnx"}
+
+
+def test_a_model_is_written_as_python(model):
+    done = run("to-torch", model, "-o", "mlp.py")
+    assert done.exit_code == 0 and "verified" in done.stderr
+    assert names(".") == {"mlp.onnx", "mlp.py", "mlp.safetensors"}
+
+
+def test_a_module_is_not_written_to_a_name_without_py(model):
+    done = run("to-torch", model, "-o", "mlp.bin")
+    assert done.exit_code == 2 and ".py" in done.stderr
+    assert names(".") == {"mlp.onnx"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import keyword
 import math
 import re
@@ -31,7 +30,9 @@ MEANINGLESS: Final = frozenset({"consumed_inputs"})
 WITHOUT: Final = "replace the operator before converting, or register a torch function that knows it"
 _ATTRIBUTE: Final = re.compile(r"\{([a-z]+)\}")
 _INFIX: Final = re.compile(r"\{0\} \S+ \{1\}")
-_RESERVED: Final = frozenset({*keyword.kwlist, *dir(builtins), *GLOBALS, "self", "device", "dtype"})
+# What written code uses of Python itself; other builtins are good names for arguments (torch has many an `input`).
+_BUILTINS: Final = ("float", "getattr", "len", "range", "zip")
+_RESERVED: Final = frozenset({*keyword.kwlist, *_BUILTINS, *GLOBALS, "self", "device", "dtype"})
 
 
 @dataclass(frozen=True)
