@@ -5,28 +5,34 @@ PyTorch is imported when one of these functions is called, not before.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterable, Mapping
 from importlib import import_module
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import onnx_ir as ir
 
 from bevel.backends.onnxruntime import Level, Session
 from bevel.errors import UnsupportedModel, UsageError
 from bevel.ir.plan import Plan
-from bevel.passes.base import Preserving
+from bevel.passes.base import Lossy, Preserving
 from bevel.passes.calibration import Calibration, Source
 from bevel.passes.pipeline import FEEDS, VERIFIED_FEEDS
 from bevel.passes.rounding import unit
 from bevel.passes.synthesis import synthesize
-from bevel.passes.verify import Observation, compare, observe
+from bevel.passes.verify import Observation, Verdict, compare, observe
 
 if TYPE_CHECKING:
     from torch import nn
 
     from bevel.backends.torch import GraphModule
     from bevel.backends.torch.surgery import Surgery
+
+logger = logging.getLogger(__name__)
+
+ROUNDED_TWICE: Final = 2
 
 
 def to_torch(
@@ -120,4 +126,28 @@ def check(model: ir.Model, module: GraphModule, feeds: Iterable[Mapping[str, Any
         ) from error
     torch = backend()
     found = Observation(tuple(torch.answer(module, feed) for feed in feeds))
-    compare(expected, found, Preserving(torch.KERNELS_RTOL), epsilon=unit(model)).demand(where)
+    verdict = compare(expected, found, Preserving(torch.KERNELS_RTOL), epsilon=unit(model))
+    if not verdict.kept and not _is_rounding(verdict, found, module, feeds):
+        verdict.demand(where)
+
+
+def _is_rounding(verdict: Verdict, found: Observation, module: GraphModule, feeds: Iterable[Mapping[str, Any]]) -> bool:
+    """Say whether an error is no larger than what single precision itself does to this network.
+
+    Some networks subtract nearly equal numbers (a variance as the mean of squares less the square of the mean). How
+    much rounding they amplify shows where the module is run in double precision: ONNX Runtime's rounding and torch's
+    may each be as far from that, so that they differ by twice as much.
+    """
+    exact = Observation(tuple(backend().answer_exactly(module, feed) for feed in feeds))
+    noise = {each.output: each.relative for each in compare(found, exact, Lossy()).outputs}
+    for each in verdict.broken:
+        if not each.relative <= ROUNDED_TWICE * noise[each.output] < math.inf:
+            return False
+        logger.warning(
+            "output %s is %.2g from ONNX Runtime's, which is this network's own rounding: in double precision the "
+            "module answers %.2g apart from itself",
+            each.output,
+            each.relative,
+            noise[each.output],
+        )
+    return True

@@ -14,7 +14,7 @@ from bevel.backends.torch import answer, lower, to_torch
 from bevel.errors import PromiseBroken, UnsupportedModel
 from bevel.modules import check
 from tests import zoo
-from tests.graphs import MLP, MLP_WEIGHTS, mlp, proto
+from tests.graphs import MLP, MLP_WEIGHTS, graph, mlp, proto
 from tests.zoo.recipes import RECIPES
 
 
@@ -203,4 +203,32 @@ def test_a_wrong_module_is_caught():
     with torch.no_grad():
         module.w2[0, 0] += 1
     with pytest.raises(PromiseBroken, match="'y'"):
+        check(model, module, feeds, "to_torch")
+
+
+UNSTABLE = """
+unstable (float[n, 500] x) => (float[n, 500] y) {
+  big = Constant <value = float {1000.0}> ()
+  axis = Constant <value_ints = [1]> ()
+  shifted = Add (x, big)
+  square = Mul (shifted, shifted)
+  mean = ReduceMean (shifted, axis)
+  squares = ReduceMean (square, axis)
+  again = Mul (mean, mean)
+  variance = Sub (squares, again)
+  scaled = Mul (x, w)
+  y = Add (scaled, variance)
+}
+"""
+
+
+def test_what_a_network_rounds_itself_is_no_error_of_the_module(caplog):
+    model = graph(UNSTABLE, {"w": (500,)})
+    module = to_torch(model)
+    feeds = [{"x": np.random.default_rng(0).standard_normal((4, 500)).astype(np.float32)}]
+    check(model, module, feeds, "to_torch")
+    assert "own rounding" in caplog.text
+    with torch.no_grad():
+        module.w[0] += 100
+    with pytest.raises(PromiseBroken):
         check(model, module, feeds, "to_torch")
