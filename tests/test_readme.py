@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from bevel.models import path
 
@@ -27,8 +29,12 @@ def workplace(tmp_path, monkeypatch):
     return tmp_path
 
 
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
 def block(language):
-    (found,) = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    (found,) = blocks(language)
     return found
 
 
@@ -43,8 +49,18 @@ def ci_command():
 
 
 def test_the_python_example_runs(workplace):
-    exec(block("python"), {})
+    exec(blocks("python")[0], {})
     assert (workplace / "small.onnx").stat().st_size < (workplace / "model.onnx").stat().st_size
+
+
+def test_the_example_of_modules_runs(workplace):
+    module = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 10)).eval()
+    batches = [torch.randn(4, 1, 8, 8) for _ in range(2)]
+    exec(
+        blocks("python")[1].replace('"image"', '"input"'), {"module": module, "example": batches[0], "batches": batches}
+    )
+    assert (workplace / "small.onnx").exists()
+    assert module[0].out_channels == 4 and module(batches[0]).shape == (4, 10)
 
 
 def test_the_shell_examples_run(workplace):
