@@ -42,7 +42,7 @@ class Windows:
 
     text: Tensor
     batches: int
-    batch: int = 16
+    batch: int = 8
 
     def __len__(self) -> int:
         return self.batches

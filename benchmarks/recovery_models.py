@@ -82,9 +82,11 @@ class GPT(nn.Module):
         self.characters, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
         self.blocks = nn.Sequential(*[Block(width, heads, causal=True) for _ in range(layers)])
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
-        for embedding in (self.characters, self.positions):
-            nn.init.normal_(embedding.weight, std=0.02)
         self.head.weight = self.characters.weight
+        for name, weight in self.named_parameters():
+            if weight.dim() > 1:
+                residual = name.endswith(("out.weight", "down.weight"))  # as in GPT-2: 2 * layers of them add up
+                nn.init.normal_(weight, std=0.06 / (2 * layers) ** 0.5 if residual else 0.06)
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.characters(ids) + self.positions(torch.arange(ids.shape[1], device=ids.device))
