@@ -6,8 +6,7 @@ time, so a model larger than memory can be saved.
 
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -20,6 +19,7 @@ from bevel.ir.canonical.arithmetic import merge_arithmetic
 from bevel.ir.canonical.shapes import forget_contents, forget_minted_names
 from bevel.ir.canonical.sharing import merge_shared
 from bevel.ir.mapped import HAD_EXTERNAL_DATA
+from bevel.writing import temporary, written
 
 LARGEST_INLINE: Final = 1_900_000_000
 """Bytes of tensors; above it they go to a file of their own, for no protobuf message can reach 2 GiB."""
@@ -96,31 +96,13 @@ def save_to_path(model: ir.Model, path: Path, external: bool) -> None:
     """Write the file, and its data file if there is one, beside their places, then rename both."""
     data = path.with_name(f"{path.name}.data")
     plan = plan_of(model, data.name if external else None)
-    try:
-        with temporary(path) as new, temporary(data) as new_data:
-            if plan.external:
-                with new_data.open("xb") as file:
-                    write_data(file, plan)
-            with new.open("xb") as file:
-                write_model(file, plan)
-            put_in_place(plan, new, path, new_data, data)
-    except OSError as error:
-        raise UsageError(
-            f"cannot be written: {error.strerror or error}",
-            where=str(path),
-            remedy="check the folder, its permissions and the space left",
-        ) from error
-
-
-@contextmanager
-def temporary(path: Path) -> Iterator[Path]:
-    """Give a free name beside a path, and remove what is left under it."""
-    new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    new.unlink(missing_ok=True)
-    try:
-        yield new
-    finally:
-        new.unlink(missing_ok=True)
+    with written(path), temporary(path) as new, temporary(data) as new_data:
+        if plan.external:
+            with new_data.open("xb") as file:
+                write_data(file, plan)
+        with new.open("xb") as file:
+            write_model(file, plan)
+        put_in_place(plan, new, path, new_data, data)
 
 
 def put_in_place(plan: Plan, new: Path, path: Path, new_data: Path, data: Path) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from bevel.errors import UsageError
 from bevel.ir.change import Change
 from bevel.ir.record import Cut
+from bevel.writing import temporary, written
 
 FORMAT: Final = "bevel.plan"
 VERSION: Final = 1
@@ -81,18 +82,9 @@ def short(places: np.ndarray) -> str:
 def save(tensors: Sequence[PlannedTensor], path: str | os.PathLike[str]) -> None:
     """Write a plan beside its place, then rename it."""
     target = Path(path)
-    new = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with written(target), temporary(target) as new:
         new.write_text(dumps(tensors), encoding="utf-8")
         new.replace(target)
-    except OSError as error:
-        raise UsageError(
-            f"cannot be written: {error.strerror or error}",
-            where=str(path),
-            remedy="check the folder, its permissions and the space left",
-        ) from error
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike[str]) -> tuple[PlannedTensor, ...]:

@@ -15,8 +15,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from bevel.backends.files import temporary
 from bevel.errors import UsageError
+from bevel.writing import temporary, written
 
 Weights: TypeAlias = dict[str, Tensor]
 
@@ -63,19 +63,12 @@ class Checkpoint:
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Write the state beside the file, then rename it into place."""
-        try:
-            with temporary(self.path) as new:
-                with new.open("xb") as file:
-                    torch.save({"settings": dict(self.settings), **state}, file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                new.replace(self.path)
-        except OSError as error:
-            raise UsageError(
-                f"cannot be written: {error.strerror or error}",
-                where=str(self.path),
-                remedy="check the folder, its permissions and the space left",
-            ) from error
+        with written(self.path), temporary(self.path) as new:
+            with new.open("xb") as file:
+                torch.save({"settings": dict(self.settings), **state}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(self.path)
 
     def load(self) -> dict[str, Any] | None:
         """Read the state; None if there is no file. Refuse one that belongs to a run with other settings."""

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Final
 
 from torch import Tensor, nn
 
-from bevel.backends.files import temporary
 from bevel.backends.torch.bundle import bundle
 from bevel.backends.torch.lines import INDENT
 from bevel.backends.torch.parameters import Parameters, hold
 from bevel.errors import UsageError
+from bevel.writing import temporary, written
 
 if TYPE_CHECKING:
     from bevel.backends.torch.module import GraphModule
@@ -84,7 +84,7 @@ def write_module(module: GraphModule, path: str | os.PathLike[str]) -> None:
         raise UsageError("is not a .py file in a folder that exists", where=str(path), remedy="name one, like model.py")
     weights = target.with_suffix(".safetensors")
     tensors, tied = _tensors(module)
-    with temporary(target) as new, temporary(weights) as new_weights:
+    with written(target), temporary(target) as new, temporary(weights) as new_weights:
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, new_weights)
         new.write_text(_text(module, tensors, tied), encoding="utf-8")
         new_weights.replace(weights)
