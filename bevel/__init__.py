@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bevel.backends.files import save
-    from bevel.backends.torch.finetune import finetune as finetune
+    from bevel.backends.torch.finetuning import finetune as finetune
     from bevel.errors import BevelError
     from bevel.frontends import load
     from bevel.ir.coupling import Coupling, rule
@@ -53,7 +53,7 @@ _HOMES = {
     "Coupling": "bevel.ir.coupling",
     "Plan": "bevel.ir.plan",
     "apply": "bevel.modules",
-    "finetune": "bevel.backends.torch.finetune",
+    "finetune": "bevel.backends.torch.finetuning",
     "groups": "bevel.ir.groups",
     "load": "bevel.frontends",
     "optimize": "bevel.passes.pipeline",

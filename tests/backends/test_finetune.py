@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from bevel import load, optimize, to_torch
 from bevel.backends.onnxruntime import Session
-from bevel.backends.torch.finetune import finetune
+from bevel.backends.torch.finetuning import finetune
 from bevel.errors import TrainingDiverged, UsageError
 
 TRAIN = 1200
@@ -308,7 +308,7 @@ def test_interrupted_and_resumed_is_uninterrupted(teacher, tmp_path, options, in
 
 def test_a_run_that_forgets_its_random_state_is_seen(teacher, tmp_path, monkeypatch):
     """The negative control of the test above."""
-    monkeypatch.setattr("bevel.backends.torch.finetune_loop.set_random_state", lambda *state: None)
+    monkeypatch.setattr("bevel.backends.torch.finetuning.loop.set_random_state", lambda *state: None)
     with pytest.raises(AssertionError):
         test_interrupted_and_resumed_is_uninterrupted(teacher, tmp_path, {"checkpoint_every": 3}, [2, 8], 0)
 

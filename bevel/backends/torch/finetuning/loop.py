@@ -12,13 +12,13 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from bevel.backends.torch.finetune_data import Batch, Batches
-from bevel.backends.torch.finetune_history import Point, Recovery
-from bevel.backends.torch.finetune_loss import Distillation, Loss
-from bevel.backends.torch.finetune_random import random_state, random_state_kept, set_random_state
-from bevel.backends.torch.finetune_steps import Updates
-from bevel.backends.torch.finetune_validation import Validation
-from bevel.backends.torch.finetune_weights import Checkpoint, copied, modes_kept, restore, tensors
+from bevel.backends.torch.finetuning.chance import random_state, random_state_kept, set_random_state
+from bevel.backends.torch.finetuning.data import Batch, Batches
+from bevel.backends.torch.finetuning.history import Point, Recovery
+from bevel.backends.torch.finetuning.loss import Distillation, Loss
+from bevel.backends.torch.finetuning.steps import Updates
+from bevel.backends.torch.finetuning.validation import Validation
+from bevel.backends.torch.finetuning.weights import Checkpoint, copied, modes_kept, restore, tensors
 from bevel.errors import TrainingDiverged, UsageError
 
 Mode: TypeAlias = Literal["train", "eval"]

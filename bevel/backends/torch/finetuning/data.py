@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bevel.backends.torch.finetune_random import seed_everything
+from bevel.backends.torch.finetuning.chance import seed_everything
 from bevel.errors import UsageError
 
 

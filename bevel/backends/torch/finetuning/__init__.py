@@ -11,13 +11,13 @@ from typing import Any, get_args
 
 from torch import nn
 
-from bevel.backends.torch.finetune_data import Batches
-from bevel.backends.torch.finetune_history import Point, Recovery
-from bevel.backends.torch.finetune_loop import Loop, Mode, Progress
-from bevel.backends.torch.finetune_loss import Distance, Distillation, Loss
-from bevel.backends.torch.finetune_steps import Precision, Schedule, Updates
-from bevel.backends.torch.finetune_validation import Evaluate, Validation
-from bevel.backends.torch.finetune_weights import Checkpoint, tensors
+from bevel.backends.torch.finetuning.data import Batches
+from bevel.backends.torch.finetuning.history import Point, Recovery
+from bevel.backends.torch.finetuning.loop import Loop, Mode, Progress
+from bevel.backends.torch.finetuning.loss import Distance, Distillation, Loss
+from bevel.backends.torch.finetuning.steps import Precision, Schedule, Updates
+from bevel.backends.torch.finetuning.validation import Evaluate, Validation
+from bevel.backends.torch.finetuning.weights import Checkpoint, tensors
 from bevel.errors import UsageError, nearest
 
 __all__ = ["Loss", "Point", "Progress", "Recovery", "finetune"]

@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from bevel.backends.torch.finetune_random import random_state_kept
-from bevel.backends.torch.finetune_weights import Weights, copied, modes_kept, restore, tensors
+from bevel.backends.torch.finetuning.chance import random_state_kept
+from bevel.backends.torch.finetuning.weights import Weights, copied, modes_kept, restore, tensors
 
 Evaluate: TypeAlias = Callable[[nn.Module], float]
 
