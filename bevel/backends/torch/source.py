@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import keyword
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,22 +13,13 @@ import onnx_ir as ir
 import torch
 
 from bevel.backends.torch import expressions
-from bevel.backends.torch.calls import Call, Parameter, calls
 from bevel.backends.torch.control import WRITERS
 from bevel.backends.torch.expressions import Expression, Host
-from bevel.backends.torch.lines import Line, assign, settle
-from bevel.backends.torch.nodes import is_wanted, literal, plain, title
-from bevel.backends.torch.table import PLAIN, Lowering, find
+from bevel.backends.torch.lines import Line, settle
+from bevel.backends.torch.operators import entry_of, write_operator
 from bevel.backends.torch.types import torch_type
-from bevel.errors import UnsupportedModel
-from bevel.ir.provenance import provenance
 
 GLOBALS: Final[Mapping[str, Any]] = {"numpy": np, "torch": torch}
-MEANINGLESS: Final = frozenset({"consumed_inputs"})
-"""Attributes of operator sets below 6 that once planned memory."""
-WITHOUT: Final = "replace the operator before converting, or register a torch function that knows it"
-_ATTRIBUTE: Final = re.compile(r"\{([a-z]+)\}")
-_INFIX: Final = re.compile(r"\{0\} \S+ \{1\}")
 # What written code uses of Python itself; other builtins are good names for arguments (torch has many an `input`).
 _BUILTINS: Final = ("float", "getattr", "len", "range", "zip")
 _RESERVED: Final = frozenset({*keyword.kwlist, *_BUILTINS, *GLOBALS, "self", "device", "dtype"})
@@ -103,7 +93,7 @@ class Writer:
     def _reserve(self, graph: ir.Graph) -> None:
         """Keep the names of the functions that will be called from becoming variables."""
         for node in ir.traversal.RecursiveGraphIterator(graph):
-            entry = self._entry(node)
+            entry = entry_of(self, node)
             if entry is not None and entry.function is not None:
                 self.names.add(entry.function.__name__)
 
@@ -114,7 +104,7 @@ class Writer:
             if special is not None:
                 special(self, node)
             elif not self._sizes(node) and not self._arithmetic(node):
-                self._call(node)
+                write_operator(self, node)
 
     def block(self, write: Callable[[], None]) -> list[Line]:
         """Return the lines that `write` writes, instead of putting them here."""
@@ -168,7 +158,7 @@ class Writer:
         flat = Host(host.entries.reshape(() if single else (-1,)), host.type)
         return flat.code()
 
-    # Nodes
+    # Shape arithmetic
 
     def _sizes(self, node: ir.Node) -> bool:
         """Take the sizes of a tensor of known rank as expressions."""
@@ -208,82 +198,11 @@ class Writer:
             self.hosts[node.outputs[0]] = result
         return result is not None
 
-    def _call(self, node: ir.Node) -> None:
-        entry = self._entry(node)
-        if entry is None:
-            raise UnsupportedModel(
-                f"the operator has no torch function{f' in {node.domain}' if node.domain else ''}",
-                where=title(node),
-                remedy="register one with bevel.lower, in a package with a `bevel.lowerings` entry point",
-            )
-        refusal = entry.refuses({name: plain(attribute) for name, attribute in node.attributes.items()})
-        if refusal:
-            raise UnsupportedModel(refusal, where=title(node), remedy="replace the operator before converting")
-        if entry.function is None:
-            self._line(node, entry)
-        else:
-            self._function(node, calls(entry.function))
-
-    def _entry(self, node: ir.Node) -> Lowering | None:
-        """Look a node up in the table."""
-        first, result = node.inputs[0] if node.inputs else None, node.outputs[0] if node.outputs else None
-        kinds = [0 if value is None else int(value.dtype or 0) for value in (first, result)]
-        found = find(node.domain, node.op_type, self.version(node), *kinds)
-        return next((entry for entry in found if not entry.literal or self._number(node.inputs[1])), None)
-
     def version(self, node: ir.Node) -> int:
         """Return the operator set version that a node is of."""
         return self.imports.get(node.domain, 1)
 
-    def _line(self, node: ir.Node, entry: Lowering) -> None:
-        """Write an operator that is an expression."""
-        operands = [self.tensor(value) for value in node.inputs]
-        types = {name: self.type_code(node.attributes[name].as_int()) for name in _ATTRIBUTE.findall(entry.line)}
-        known = {*types, *MEANINGLESS, *entry.ignores}
-        extra = next((name for name in node.attributes if name not in known), None)
-        if extra is not None:
-            raise UnsupportedModel(f"attribute {extra!r} is not supported", where=title(node), remedy=WITHOUT)
-        if _INFIX.fullmatch(entry.line):
-            operands = self._with_literals(node, operands)
-        (output,) = node.outputs
-        self.lines.append(assign([self.make(output)], entry.line.format(*operands, **types)))
-
-    def _with_literals(self, node: ir.Node, operands: list[str]) -> list[str]:
-        """Write one of two operands as a number, if it is one and the other a tensor."""
-        for place, value in reversed(list(enumerate(node.inputs))):
-            number = self._number(value)
-            if number:
-                return [number if index == place else code for index, code in enumerate(operands)]
-        return operands
-
-    def _number(self, value: ir.Value | None) -> str:
-        """Return the code of a constant scalar that comes from no parameter; an empty text if it is none."""
-        tensor = None if value is None or value in self.values else value.const_value
-        if tensor is None or len(tensor.shape) or tensor.dtype not in PLAIN or provenance(value):  # type: ignore[arg-type]
-            return ""
-        number = tensor.numpy().item()
-        return literal(number, ir.Node("", "Constant", ())) if math.isfinite(number) else ""
-
-    def _function(self, node: ir.Node, call: Call) -> None:
-        """Write an operator that is a call."""
-        name = self._register(call.function)
-        given = [*self._inputs(node, call), *self._attributes(node, call), *self._special(node, call)]
-        expression = f"{name}({', '.join(given)})"
-        if not call.several:
-            names = [self.make(node.outputs[0])]
-        else:
-            last = max((place for place, value in enumerate(node.outputs) if is_wanted(value)), default=0)
-            if last == 0 and (call.variadic_outputs is False):
-                names, expression = [self.make(node.outputs[0])], f"{expression}[0]"
-            else:
-                names = [self.make(value) if is_wanted(value) else "_" for value in node.outputs[: last + 1]]
-                if len(names) < call.count(len(node.outputs)):
-                    names.append("*_")
-                if len(names) == 1:
-                    expression = f"{expression}[0]"
-        self.lines.append(assign(names, expression))
-
-    def _register(self, function: Callable[..., Any]) -> str:
+    def use(self, function: Callable[..., Any]) -> str:
         """Make a function callable from the source, and return its name there."""
         name = function.__name__
         while self.functions.get(name, function) is not function:
@@ -291,58 +210,6 @@ class Writer:
         self.functions[name] = function
         self.names.add(name)
         return name
-
-    def use(self, function: Callable[..., Any]) -> str:
-        """Make a helper callable from the source, and return its name there."""
-        return self._register(function)
-
-    def _inputs(self, node: ir.Node, call: Call) -> Iterator[str]:
-        inputs = list(node.inputs)
-        while inputs and inputs[-1] is None:
-            inputs.pop()
-        if len(inputs) > len(call.positional) and call.variadic is None:
-            raise UnsupportedModel(f"has {len(inputs)} inputs, more than are supported", where=title(node))
-        for place, value in enumerate(inputs):
-            parameter = call.positional[place] if place < len(call.positional) else call.variadic
-            assert parameter is not None
-            yield self._input(value, parameter)
-
-    def _input(self, value: ir.Value | None, parameter: Parameter) -> str:
-        if parameter.kind in ("int", "number"):
-            return self.content(value, single=True)
-        return self.content(value, single=False) if parameter.kind == "ints" else self.tensor(value)
-
-    def _attributes(self, node: ir.Node, call: Call) -> Iterator[str]:
-        for name, attribute in node.attributes.items():
-            parameter = call.keywords.get(name)
-            if parameter is None and name in MEANINGLESS:
-                continue
-            if parameter is None:
-                raise UnsupportedModel(f"attribute {name!r} is not supported", where=title(node), remedy=WITHOUT)
-            if attribute.type is ir.AttributeType.TYPE_PROTO:
-                continue  # what a sequence or optional holds shows when it runs
-            if attribute.type is ir.AttributeType.TENSOR:
-                yield f"{name}={self.hold(f'{node.name or node.op_type}_{name}', attribute.as_tensor())}"
-            elif parameter.kind == "dtype":
-                yield f"{name}={self.type_code(attribute.as_int())}"
-            elif plain(attribute) != parameter.default:
-                yield f"{name}={literal(plain(attribute), node)}"
-
-    def _special(self, node: ir.Node, call: Call) -> Iterator[str]:
-        for name in call.special:
-            if name == "training":
-                yield "training=self.training"
-            elif name == "device":
-                yield "device=device"
-            elif name == "version":
-                yield f"version={self.version(node)}"
-            elif name == "outputs":
-                yield f"outputs={len(node.outputs)}"
-            elif name == "output_type":
-                yield f"output_type={int(node.outputs[0].dtype or 0)}"
-            elif name == "input_types":
-                types = [0 if value is None else int(value.dtype or 0) for value in node.inputs]
-                yield f"input_types=({''.join(f'{kind}, ' for kind in types)})"
 
     def type_code(self, element_type: int) -> str:
         """Return the code of a torch type; the module's main one follows when the module is converted to another."""
