@@ -52,14 +52,21 @@ def entry_of(writer: Writer, node: ir.Node) -> Lowering | None:
 
 
 def _write_line(writer: Writer, node: ir.Node, entry: Lowering) -> None:
-    types = {name: writer.type_code(node.attributes[name].as_int()) for name in _ATTRIBUTE.findall(entry.line)}
-    known = {*types, *MEANINGLESS, *entry.ignores}
+    given = {name: _written(writer, node, entry, name) for name in _ATTRIBUTE.findall(entry.line)}
+    known = {*given, *MEANINGLESS, *entry.ignores}
     extra = next((name for name in node.attributes if name not in known), None)
     if extra is not None:
         raise UnsupportedModel(f"attribute {extra!r} is not supported", where=title(node), remedy=WITHOUT)
-    operands = _operands(writer, node, literals=bool(_INFIX.fullmatch(entry.line)))
+    operands = _operands(writer, node, literals=entry.literal or bool(_INFIX.fullmatch(entry.line)))
     (output,) = node.outputs
-    writer.lines.append(assign([writer.make(output)], entry.line.format(*operands, **types)))
+    writer.lines.append(assign([writer.make(output)], entry.line.format(*operands, **given)))
+
+
+def _written(writer: Writer, node: ir.Node, entry: Lowering, name: str) -> str:
+    """Return the code of an attribute of a line."""
+    if name == "to":
+        return writer.type_code(node.attributes[name].as_int())
+    return str(node.attributes.get_int(name, entry.defaults.get(name)))
 
 
 def _operands(writer: Writer, node: ir.Node, *, literals: bool) -> list[str]:

@@ -40,7 +40,7 @@ Operators that are one line of torch are written as that line:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
@@ -85,6 +85,7 @@ class Lowering:
     gives: Types | None = None
     literal: bool = False
     ignores: frozenset[str] = frozenset()
+    defaults: Mapping[str, int] = field(default_factory=dict)
 
     def holds(self, version: int, element_type: int, result: int) -> bool:
         """Say whether it is for a version of the operator with a first input and output of these element types."""
@@ -124,15 +125,27 @@ def write(
     gives: Types | None = None,
     literal: bool = False,
     ignores: Collection[str] = (),
+    defaults: Mapping[str, int] | None = None,
 ) -> None:
-    """Register the line of Python that computes an operator: `{0}` is its first input, `{to}` its attribute `to`.
+    """Register the line of Python that computes an operator: `{0}` is its first input, `{to}` the element type that its
+    attribute `to` names, and any other name an integer attribute, whose default is among `defaults`.
 
     It goes before a function for the same operator. Where it is right for some element types of the first input or
     output only, `types` and `gives` list them. Where `{0}` and `{1}` are operands of a Python operator, single numbers
     are written as such; a `literal` line is for nodes where the second is such a number. Other attributes are refused,
     but those that it `ignores`.
     """
-    entry = Lowering(None, line, since, until, types=types, gives=gives, literal=literal, ignores=frozenset(ignores))
+    entry = Lowering(
+        None,
+        line,
+        since,
+        until,
+        types=types,
+        gives=gives,
+        literal=literal,
+        ignores=frozenset(ignores),
+        defaults=defaults or {},
+    )
     _TABLE.setdefault((domain, op_type), []).insert(0, entry)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bevel.backends.torch.ops.wide import in_order, moved
-from bevel.backends.torch.table import Int, lower
+from bevel.backends.torch.table import PLAIN, Int, lower, write
 from bevel.errors import UnsupportedModel
 
 
@@ -15,6 +15,9 @@ def counted(indices: Tensor, size: int) -> Tensor:
     """Return indices as int64, those counted from the end as counted from the front."""
     indices = indices.to(torch.int64)
     return torch.where(indices < 0, indices + size, indices)
+
+
+write("Gather", "{0}.select({axis}, {1})", types=PLAIN, literal=True, defaults={"axis": 0})
 
 
 @lower("Gather")
