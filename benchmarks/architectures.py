@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Architecture:
-    """How to build a module, and keyword arguments that fit it."""
+    """How to build a module, and keyword arguments that fit it; `double` says whether it runs in double precision."""
 
     build: Callable[[], nn.Module]
     feed: Callable[[], dict[str, Tensor]] = field(repr=False)
+    double: bool = True
 
 
 def image(size: int = 64, batch: int = 2, name: str = "x") -> Callable[[], dict[str, Tensor]]:
@@ -221,6 +222,7 @@ TRANSFORMERS = {
         "mixtral": Architecture(
             hugging("MixtralForCausalLM", "MixtralConfig", **DECODER, num_local_experts=4, num_experts_per_tok=2),
             tokens(),
+            double=False,  # torch has no products over groups of rows in it
         ),
         "t5": Architecture(hugging("T5ForConditionalGeneration", "T5Config", **T5, decoder_start_token_id=0), seq2seq),
         "whisper": Architecture(hugging("WhisperForConditionalGeneration", "WhisperConfig", **WHISPER), speech),

@@ -8,7 +8,7 @@ and compared: outputs in evaluation mode, relative to the largest; gradients of 
 dropout and stochastic depth set to zero, relative to the largest of that parameter's; and the names of the
 `state_dict`. A row is kept if outputs agree to 1e-4, gradients to 1e-3, and no name is missing or new.
 
-Gradients are taken in double precision: batch statistics of two small images are so ill-conditioned that in single
+Gradients are taken in double precision, where the module runs in it: batch statistics of two small images are so ill-conditioned that in single
 precision even the order of two factors moves them by percents.
 """
 
@@ -75,6 +75,9 @@ def round_trip(architecture: Architecture) -> tuple[float, float, list[str]]:
     names = sorted(module.state_dict().keys() ^ back.state_dict().keys())
     with torch.no_grad():
         outputs = max(apart(a, b) for a, b in zip(results(back(**feed)), results(module(**feed)), strict=False))
+    if architecture.double:
+        module, back = module.double(), back.double()
+        feed = {name: value.double() if value.is_floating_point() else value for name, value in feed.items()}
     return outputs, gradients(module, back, feed), names
 
 
@@ -84,9 +87,8 @@ def gradients(module: nn.Module, back: nn.Module, feed: Mapping[str, Tensor]) ->
     found: list[dict[str, Tensor]] = []
     for each in (module, back):
         torch.manual_seed(0)
-        each.double().train().zero_grad()
-        inputs = {name: value.double() if value.is_floating_point() else value for name, value in feed.items()}
-        parts = [result for result in results(each(**inputs)) if result.is_floating_point() and result.requires_grad]
+        each.train().zero_grad()
+        parts = [result for result in results(each(**feed)) if result.is_floating_point() and result.requires_grad]
         torch.stack([(part * weights_like(part)).mean() for part in parts]).sum().backward()
         parameters = each.named_parameters(remove_duplicate=False)
         found.append({name: p.grad for name, p in parameters if p.grad is not None})

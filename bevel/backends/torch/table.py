@@ -127,13 +127,13 @@ def write(
     ignores: Collection[str] = (),
     defaults: Mapping[str, int] | None = None,
 ) -> None:
-    """Register the line of Python that computes an operator: `{0}` is its first input, `{to}` the element type that its
-    attribute `to` names, and any other name an integer attribute, whose default is among `defaults`.
+    """Register the line of Python that computes an operator: `{0}` is its first input.
 
-    It goes before a function for the same operator. Where it is right for some element types of the first input or
-    output only, `types` and `gives` list them. Where `{0}` and `{1}` are operands of a Python operator, single numbers
-    are written as such; a `literal` line is for nodes where the second is such a number. Other attributes are refused,
-    but those that it `ignores`.
+    `{to}` is the element type that its attribute `to` names, any other name an integer attribute, whose default is among
+    `defaults`; further attributes are refused, but those that it `ignores`. The line goes before a function for the same
+    operator. Where it is right for some element types of the first input or output only, `types` and `gives` list them.
+    Where `{0}` and `{1}` are operands of a Python operator, single numbers are written as such; a `literal` line is for
+    nodes where the second is such a number.
     """
     entry = Lowering(
         None,
