@@ -8,8 +8,8 @@ and compared: outputs in evaluation mode, relative to the largest; gradients of 
 dropout and stochastic depth set to zero, relative to the largest of that parameter's; and the names of the
 `state_dict`. A row is kept if outputs agree to 1e-4, gradients to 1e-3, and no name is missing or new.
 
-Gradients are taken in double precision, where the module runs in it: batch statistics of two small images are so ill-conditioned that in single
-precision even the order of two factors moves them by percents.
+Gradients are taken in double precision, where the module runs in it: batch statistics of two small images are so
+ill-conditioned that in single precision even the order of two factors moves them by percents.
 """
 
 import argparse

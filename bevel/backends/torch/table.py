@@ -129,11 +129,11 @@ def write(
 ) -> None:
     """Register the line of Python that computes an operator: `{0}` is its first input.
 
-    `{to}` is the element type that its attribute `to` names, any other name an integer attribute, whose default is among
-    `defaults`; further attributes are refused, but those that it `ignores`. The line goes before a function for the same
-    operator. Where it is right for some element types of the first input or output only, `types` and `gives` list them.
-    Where `{0}` and `{1}` are operands of a Python operator, single numbers are written as such; a `literal` line is for
-    nodes where the second is such a number.
+    `{to}` is the element type that its attribute `to` names, any other name an integer attribute, whose default is
+    among `defaults`; further attributes are refused, but those that it `ignores`. The line goes before a function for
+    the same operator. Where it is right for some element types of the first input or output only, `types` and `gives`
+    list them. Where `{0}` and `{1}` are operands of a Python operator, single numbers are written as such; a `literal`
+    line is for nodes where the second is such a number.
     """
     entry = Lowering(
         None,
