@@ -198,7 +198,7 @@ class _Run:
         verdict = compare(expected, found, step.promise, max_error=self.max_error, epsilon=unit(given))
         feeds = list(islice(self.calibration, VERIFIED_FEEDS)) if not verdict.kept else []
         verdict = apart_from_rounding(verdict, expected, reference, result, feeds)
-        verdict.demand(step.name)
+        verdict.demand(step.name, KEEP_REMEDY)
         self.latest = found
         return verdict
 

@@ -155,7 +155,7 @@ class Verdict:
             f"{self.unrounded.outputs[deviation.output].relative:.2g}"
         )
 
-    def demand(self, where: str) -> None:
+    def demand(self, where: str, remedy: str = "") -> None:
         """Raise `PromiseBroken`, naming the worst output and its error, unless the promise was kept."""
         if self.kept:
             return
@@ -165,7 +165,7 @@ class Verdict:
             f"promised {type(self.promise).__name__} (error at most {limit}), "
             f"but output {worst.output!r} has error {worst.relative:.3g}" + (f" ({worst.note})" if worst.note else ""),
             where=where,
-            remedy="the result was thrown away; --keep-failed FOLDER saves what is needed to see it again",
+            remedy=remedy,
         )
 
 
