@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import torch
@@ -232,3 +233,13 @@ def test_what_a_network_rounds_itself_is_no_error_of_the_module(caplog):
         module.w[0] += 100
     with pytest.raises(PromiseBroken):
         check(model, module, feeds, "to_torch")
+
+
+def test_an_input_with_a_default_may_be_left_away():
+    model = proto("agraph (float[2] x, float[2] scale) => (float[2] y) { y = Mul (x, scale) }", {"scale": (2,)})
+    module = to_torch(bevel.load(model))
+    x = torch.ones(2)
+    scale = torch.tensor(onnx.numpy_helper.to_array(model.graph.initializer[0]))
+    assert torch.equal(module(x), scale) and torch.equal(module(x, scale=2 * x), 2 * x)
+    assert "def forward(self, x, *, scale=None):" in module.code
+    check(bevel.load(model), module, [{"x": np.ones(2, np.float32)}], "to_torch")

@@ -18,13 +18,15 @@ _NUMBERS: Final = count()
 class GraphModule(Parameters):
     """A converted graph: trainable, readable, and like any other module to torch.
 
-    `forward` takes the graph's inputs in order, or by name, and returns its output, or a tuple of several. `code` is
-    the Python it runs, `inputs` and `outputs` are the names in the graph. Parameters and buffers have the names that
-    the model gives them.
+    `forward` takes the graph's inputs in order, or by name, and returns its output, or a tuple of several; inputs that
+    have a default in the graph are given by name. `code` is the Python it runs, `inputs` and `outputs` are the names in
+    the graph, `arguments` what `forward` calls the inputs. Parameters and buffers have the names that the model gives
+    them.
     """
 
     code: str
     inputs: tuple[str, ...]
+    arguments: tuple[str, ...]
     outputs: tuple[str, ...]
     ports: tuple[Port, ...]
 
@@ -34,6 +36,7 @@ class GraphModule(Parameters):
         self._source = source
         self.code = source.code
         self.ports = (*source.inputs, *source.outputs)
+        self.arguments = source.arguments
         self.inputs = tuple(port.name for port in source.inputs)
         self.outputs = tuple(port.name for port in source.outputs)
         # Every instance has a class of its own, so that torch.compile and torch.export find a plain `forward` there.

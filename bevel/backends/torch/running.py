@@ -39,7 +39,7 @@ def answer(module: GraphModule, feed: Mapping[str, Any]) -> dict[str, Any]:
     """Run a module on arrays by the graph's input names; return arrays by output name."""
     types = {port.name: port.element_type for port in module.ports}
     device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
-    inputs = [_value(feed[name], types[name], device) for name in module.inputs]
+    inputs = {name: _value(feed[name], types[name], device) for name in module.inputs if name in feed}
     results = _run(module, inputs)
     return {name: _array(value, types[name]) for name, value in zip(module.outputs, results, strict=True)}
 
@@ -48,17 +48,18 @@ def answer_exactly(module: GraphModule, feed: Mapping[str, Any]) -> dict[str, An
     """Run a copy of a module in double precision; return what it answers as `answer` does, rounded once, at the end."""
     types = {port.name: port.element_type for port in module.ports}
     exact = copy.deepcopy(module).double()
-    inputs = [_value(feed[name], 0, torch.device("cpu")) for name in module.inputs]
-    doubled = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs]
+    inputs = {name: _value(feed[name], 0, torch.device("cpu")) for name in module.inputs if name in feed}
+    doubled = {name: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in inputs.items()}
     results = _run(exact.cpu(), doubled)
     return {name: _array(value, types[name]) for name, value in zip(module.outputs, results, strict=True)}
 
 
-def _run(module: GraphModule, inputs: Sequence[Any]) -> Sequence[Any]:
-    """Run a module in evaluation mode, and return a sequence of its outputs."""
+def _run(module: GraphModule, inputs: Mapping[str, Any]) -> Sequence[Any]:
+    """Run a module in evaluation mode on inputs by the graph's names, and return a sequence of its outputs."""
     was_training = module.training
+    names = dict(zip(module.inputs, module.arguments, strict=True))
     with torch.no_grad():
-        results = module.eval()(*inputs)
+        results = module.eval()(**{names[name]: value for name, value in inputs.items()})
     module.train(was_training)
     several: Sequence[Any] = results if len(module.outputs) != 1 else (results,)
     return several

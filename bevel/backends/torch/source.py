@@ -15,7 +15,7 @@ import torch
 from bevel.backends.torch import expressions
 from bevel.backends.torch.control import WRITERS
 from bevel.backends.torch.expressions import Expression, Host
-from bevel.backends.torch.lines import Line, settle
+from bevel.backends.torch.lines import Line, assign, settle
 from bevel.backends.torch.operators import entry_of, write_operator
 from bevel.backends.torch.types import torch_type
 
@@ -42,7 +42,8 @@ class Port:
 class Source:
     """The body of a `forward`, the names of its arguments, and the functions that it calls by name.
 
-    `inputs` and `outputs` are the graph's, in the order in which `forward` takes and returns them.
+    `inputs` and `outputs` are the graph's, in the order in which `forward` takes and returns them. Of the arguments,
+    the last `optional` ones have a default, which the graph holds, and are given by name.
     """
 
     arguments: tuple[str, ...]
@@ -50,12 +51,16 @@ class Source:
     functions: Mapping[str, Callable[..., Any]]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    optional: int = 0
 
     @property
     def code(self) -> str:
         """The function as Python source."""
+        required = self.arguments[: len(self.arguments) - self.optional]
+        optional = [f"{name}=None" for name in self.arguments[len(required) :]]
+        arguments = ("self", *required, *(["*"] if optional else []), *optional)
         rows = "\n".join(f"    {row}" for row in self.body)
-        return f"def forward({', '.join(('self', *self.arguments))}):\n{rows}\n"
+        return f"def forward({', '.join(arguments)}):\n{rows}\n"
 
 
 @dataclass
@@ -80,15 +85,18 @@ class Writer:
     def write(self, graph: ir.Graph) -> Source:
         """Write the whole function of a main graph."""
         self._reserve(graph)
-        for value in graph.inputs:
-            self.values[value] = self.name(value.name)
-        arguments = [self.values[value] for value in graph.inputs]
+        inputs = sorted(graph.inputs, key=lambda value: value.is_initializer())  # those with a default come last
+        arguments = [self.make(value) for value in inputs]
+        optional = [value for value in inputs if value.is_initializer()]
+        for name, value in zip(arguments[len(inputs) - len(optional) :], optional, strict=True):
+            self.lines.append(assign([name], f"{self.read(value)} if {name} is None else {name}"))
         self.nodes(graph)
         results = [self.tensor(value) for value in graph.outputs]
         result = results[0] if len(results) == 1 else f"({', '.join(results)})"
         body = settle(self.lines, result, kept=arguments)
-        ports = [tuple(Port.of(value) for value in values) for values in (graph.inputs, graph.outputs)]
-        return Source(tuple(arguments), (*self._preamble(body, graph), *body), self.functions, *ports)
+        taken, given = (tuple(Port.of(value) for value in values) for values in (inputs, graph.outputs))
+        whole = (*self._preamble(body, graph), *body)
+        return Source(tuple(arguments), whole, self.functions, taken, given, len(optional))
 
     def _reserve(self, graph: ir.Graph) -> None:
         """Keep the names of the functions that will be called from becoming variables."""
