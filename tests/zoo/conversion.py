@@ -18,6 +18,7 @@ Convert = Callable[[onnx.ModelProto], Callable[[list[Any]], Sequence[Any]]]
 STATES = ("right", "rounded", "random", "refused", "wrong", "failed")
 RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+# Half-precision kernels round at every node or at the last: two such roundings on each side differ by four units.
 ROUNDINGS = 4
 
 

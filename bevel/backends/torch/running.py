@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor
 
+from bevel.backends.torch.state import device_of, modes_kept
 from bevel.backends.torch.types import to_array, to_tensor
 from bevel.errors import UnsupportedModel
 
@@ -38,8 +39,7 @@ def collected(
 def answer(module: GraphModule, feed: Mapping[str, Any]) -> dict[str, Any]:
     """Run a module on arrays by the graph's input names; return arrays by output name."""
     types = {port.name: port.element_type for port in module.ports}
-    device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
-    inputs = {name: _value(feed[name], types[name], device) for name in module.inputs if name in feed}
+    inputs = {name: _value(feed[name], types[name], device_of(module)) for name in module.inputs if name in feed}
     results = _run(module, inputs)
     return {name: _array(value, types[name]) for name, value in zip(module.outputs, results, strict=True)}
 
@@ -56,11 +56,9 @@ def answer_exactly(module: GraphModule, feed: Mapping[str, Any]) -> dict[str, An
 
 def _run(module: GraphModule, inputs: Mapping[str, Any]) -> Sequence[Any]:
     """Run a module in evaluation mode on inputs by the graph's names, and return a sequence of its outputs."""
-    was_training = module.training
     names = dict(zip(module.inputs, module.arguments, strict=True))
-    with torch.no_grad():
+    with modes_kept(module), torch.no_grad():
         results = module.eval()(**{names[name]: value for name, value in inputs.items()})
-    module.train(was_training)
     several: Sequence[Any] = results if len(module.outputs) != 1 else (results,)
     return several
 

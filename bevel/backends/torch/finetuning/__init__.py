@@ -87,15 +87,8 @@ def finetune(
     check_counts(
         epochs=epochs, steps=steps, evaluate_every=evaluate_every, patience=patience, checkpoint_every=checkpoint_every
     )
-    if epochs is not None and steps is not None:
-        raise UsageError("only one of them can be said", where="epochs, steps", remedy="leave one out")
+    check_together(epochs, steps, warmup, mode, evaluate, patience, evaluate_every)
     check_sources(student, teacher, labels, loss)
-    if mode not in get_args(Mode):
-        raise UsageError(f"unknown mode {mode!r}", where="mode", remedy=nearest(mode, get_args(Mode)))
-    if warmup >= 1:
-        raise UsageError(f"warmup={warmup} leaves no steps", where="warmup", remedy="it is a part of the steps: 0 to 1")
-    if evaluate is None and (patience is not None or evaluate_every is not None):
-        raise UsageError("there is no score to go by", where="patience, evaluate_every", remedy="pass evaluate=")
     batches = Batches(data, labels)
     schedule = Schedule(lr, warmup, steps or (epochs or 1) * epoch_length(batches))
     updates = Updates(student, schedule, weight_decay=weight_decay, max_grad_norm=max_grad_norm, precision=precision)
@@ -140,6 +133,26 @@ def check_counts(**options: int | None) -> None:
     for name, value in options.items():
         if value is not None and (not isinstance(value, int) or value < 1):
             raise UsageError(f"{name}={value}", where=name, remedy="it must be a whole number of 1 or more")
+
+
+def check_together(
+    epochs: int | None,
+    steps: int | None,
+    warmup: float,
+    mode: str,
+    evaluate: Evaluate | None,
+    patience: int | None,
+    evaluate_every: int | None,
+) -> None:
+    """Refuse options that contradict each other."""
+    if epochs is not None and steps is not None:
+        raise UsageError("only one of them can be said", where="epochs, steps", remedy="leave one out")
+    if mode not in get_args(Mode):
+        raise UsageError(f"unknown mode {mode!r}", where="mode", remedy=nearest(mode, get_args(Mode)))
+    if warmup >= 1:
+        raise UsageError(f"warmup={warmup} leaves no steps", where="warmup", remedy="it is a part of the steps: 0 to 1")
+    if evaluate is None and (patience is not None or evaluate_every is not None):
+        raise UsageError("there is no score to go by", where="patience, evaluate_every", remedy="pass evaluate=")
 
 
 def check_sources(

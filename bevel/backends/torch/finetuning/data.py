@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bevel.backends.torch.finetuning.chance import seed_everything
+from bevel.backends.torch.state import device_of
 from bevel.errors import UsageError
 
 
@@ -110,12 +111,6 @@ class Batches:
             return torch.as_tensor(parts.pop(self.labels))
         except (KeyError, IndexError, TypeError):
             raise UsageError(f"a batch has no {self.labels!r}", where="labels", remedy=valid) from None
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Return where a module's parameters are, or its buffers if it has none."""
-    tensor = next(chain(module.parameters(), module.buffers()), None)
-    return torch.device("cpu") if tensor is None else tensor.device
 
 
 def moved(value: Any, device: torch.device) -> Any:

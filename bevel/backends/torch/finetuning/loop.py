@@ -18,7 +18,8 @@ from bevel.backends.torch.finetuning.history import Point, Recovery
 from bevel.backends.torch.finetuning.loss import Distillation, Loss
 from bevel.backends.torch.finetuning.steps import Updates
 from bevel.backends.torch.finetuning.validation import Validation
-from bevel.backends.torch.finetuning.weights import Checkpoint, copied, modes_kept, restore, tensors
+from bevel.backends.torch.finetuning.weights import Checkpoint, copied, restore, tensors
+from bevel.backends.torch.state import modes_kept
 from bevel.errors import TrainingDiverged, UsageError
 
 Mode: TypeAlias = Literal["train", "eval"]

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from bevel.backends.torch.finetuning.data import device_of
+from bevel.backends.torch.state import device_of
 from bevel.errors import UsageError, nearest
 
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from bevel.backends.torch.finetuning.chance import random_state_kept
-from bevel.backends.torch.finetuning.weights import Weights, copied, modes_kept, restore, tensors
+from bevel.backends.torch.finetuning.weights import Weights, copied, restore, tensors
+from bevel.backends.torch.state import modes_kept
 
 Evaluate: TypeAlias = Callable[[nn.Module], float]
 

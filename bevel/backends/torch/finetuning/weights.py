@@ -1,12 +1,11 @@
-"""The state of a module during fine-tuning: its tensors, its modes, and the file that a run goes on from."""
+"""The state of a module during fine-tuning: its tensors, and the file that a run goes on from."""
 
 from __future__ import annotations
 
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -37,17 +36,6 @@ def restore(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     own = tensors(module)
     for name, tensor in weights.items():
         own[name].copy_(tensor)
-
-
-@contextmanager
-def modes_kept(*modules: nn.Module) -> Iterator[None]:
-    """Put every submodule back to train or eval mode as it was, whatever happens."""
-    before = {part: part.training for module in modules for part in module.modules()}
-    try:
-        yield
-    finally:
-        for part, training in before.items():
-            part.training = training
 
 
 @dataclass(frozen=True)

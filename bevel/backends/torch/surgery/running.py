@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -16,6 +15,7 @@ from torch.utils import _pytree
 
 from bevel.backends.onnxruntime import Level, Session
 from bevel.backends.torch.running import KERNELS_RTOL
+from bevel.backends.torch.state import device_of, modes_kept
 from bevel.backends.torch.types import to_array, to_tensor
 from bevel.errors import EditRefused, UsageError
 
@@ -48,8 +48,7 @@ def call_of(examples: Examples) -> Call:
 
 def call_of_feed(module: nn.Module, feed: Mapping[str, Array]) -> Call:
     """Turn named inputs of a graph into arguments: by name where `forward` has such parameters, else in order."""
-    device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
-    tensors = {name: to_tensor(np.asarray(array)).to(device) for name, array in feed.items()}
+    tensors = {name: to_tensor(np.asarray(array)).to(device_of(module)) for name, array in feed.items()}
     names = inspect.signature(module.forward).parameters
     return Call((), tensors) if tensors.keys() <= names.keys() else Call(tuple(tensors.values()), {})
 
@@ -75,21 +74,9 @@ def _feed(model: ir.Model, module: nn.Module, call: Call) -> dict[str, Array]:
 
 def outputs(module: nn.Module, call: Call) -> tuple[Array, ...]:
     """Run a module in evaluation mode and return the tensors of its answer; modes and gradients stay as they were."""
-    with evaluating(module), torch.no_grad():
-        result = module(*call.args, **call.kwargs)
+    with modes_kept(module), torch.no_grad():
+        result = module.eval()(*call.args, **call.kwargs)
     return tuple(to_array(leaf) for leaf in _pytree.tree_leaves(result) if isinstance(leaf, Tensor))
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode, and each of its parts back into its own."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 def error(module: nn.Module, calls: Sequence[Call]) -> float:
