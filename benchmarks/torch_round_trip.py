@@ -74,7 +74,7 @@ def round_trip(architecture: Architecture) -> tuple[float, float, list[str]]:
     back = to_torch(model)
     names = sorted(module.state_dict().keys() ^ back.state_dict().keys())
     with torch.no_grad():
-        outputs = max(apart(a, b) for a, b in zip(results(back(**feed)), results(module(**feed)), strict=False))
+        outputs = max(apart(a, b) for a, b in zip(results(back(**feed)), results(module(**feed)), strict=True))
     if architecture.double:
         module, back = module.double(), back.double()
         feed = {name: value.double() if value.is_floating_point() else value for name, value in feed.items()}

@@ -11,7 +11,7 @@ from bevel.ir.canonical.dead import remove_dead
 from bevel.ir.names import Names
 from bevel.ir.provenance import KEY, provenance
 
-# Of the notes on nodes, these are for a reader; the others repeat the graph or hold paths on this machine.
+# Of the notes on nodes, these are for a reader; the others repeat the graph or hold paths of the exporter's machine.
 TOLD: Final = frozenset({"namespace", "pkg.torch.onnx.class_hierarchy", "pkg.torch.onnx.name_scopes"})
 BIASED: Final = {"Conv": 2, "ConvTranspose": 2}
 """Operators whose bias is an input that may be left away, and which one."""
