@@ -8,6 +8,7 @@ import onnx_ir as ir
 from bevel.errors import BevelError
 from bevel.passes.base import Context, Pass, Promise
 from bevel.passes.calibration import Calibration
+from bevel.passes.execution import Execution
 from bevel.passes.options import build, schema
 from bevel.passes.pipeline import optimize
 from bevel.passes.recipe import Pipeline, parse
@@ -55,7 +56,7 @@ def check_refusal(step: Pass, model: ir.Model, feeds: list[Mapping[str, Any]] | 
     before = _bytes(working)
     inputs = Calibration.of(feeds or [], model)
     try:
-        step.run(working, Context(0, inputs))
+        step.run(working, Context(0, inputs, Execution()))
     except BevelError:
         assert _bytes(working) == before, f"{step}: refused after it had changed the model"
         raise

@@ -20,9 +20,10 @@ ALLOWED = {
     "bevel.backends": {"bevel.errors", "bevel.ir", "bevel.backends", "bevel.registry", "bevel.writing"},
     "bevel.passes": {"bevel.errors", "bevel.ir", "bevel.passes", "bevel.registry"},
     "bevel.passes.verify": {"bevel.errors", "bevel.passes.base", "bevel.passes.rounding", "bevel.backends"},
+    "bevel.passes.execution": {"bevel.backends"},
     "bevel.passes.pipeline": {"bevel.errors", "bevel.ir", "bevel.passes", "bevel.backends", "bevel.report"},
 }
-MACHINERY = {"bevel.passes.pipeline", "bevel.passes.verify", "bevel.passes.recipe", "bevel.passes.reproducer"}
+MACHINERY = {"bevel.passes.execution", "bevel.passes.pipeline", "bevel.passes.verify", "bevel.passes.recipe", "bevel.passes.reproducer"}
 TORCH = {"bevel.frontends.torch", "bevel.backends.torch"}
 
 

@@ -28,6 +28,8 @@ IN_MEMORY_BYTES = 256 * 2**20
 # Enough for speed; fixed, so that sums are cut in the same way on machines with more cores.
 THREADS = min(4, os.cpu_count() or 1)
 WARM_UP_RUNS = 2
+# Channels per block of MLAS's convolutions (NCHWc) and columns per strip of its matrix products with AVX-512.
+KERNEL_BLOCK = 16
 LEAST_ROUNDS = 3
 
 MESSAGE_LIMIT = 400

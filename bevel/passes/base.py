@@ -12,9 +12,10 @@ class Halve(Pass):
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import onnx_ir as ir
 
@@ -35,6 +36,8 @@ __all__ = [
     "Progress",
     "Promise",
     "Range",
+    "Runs",
+    "Runtime",
     "silent",
 ]
 
@@ -92,12 +95,34 @@ def silent(what: str, done: int, total: int) -> None:
     """Report no progress."""
 
 
+class Runs(Protocol):
+    """A model that is loaded and can be run."""
+
+    def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
+        """Return every output by name."""
+
+
+class Runtime(Protocol):
+    """What executes models for a pass, which sees no backend itself."""
+
+    @property
+    def block(self) -> int:
+        """How many channels a kernel takes at once: widths that are multiples of it waste nothing."""
+
+    def open(self, model: ir.Model) -> AbstractContextManager[Runs]:
+        """Load a model as it is written, without further rewrites."""
+
+    def latencies(self, models: Sequence[ir.Model], feed: Mapping[str, Any]) -> tuple[float, ...]:
+        """Return the median time of a run of each model as it is deployed, in milliseconds, taken in turns."""
+
+
 @dataclass(frozen=True)
 class Context:
     """What a pass may know beside the model and its options."""
 
     seed: int
     calibration: Calibration
+    runtime: Runtime
     progress: Progress = silent
 
 

@@ -27,14 +27,32 @@ class Calibration:
     """A stream of feeds that can be read again and again.
 
     A feed maps input names to arrays (a list of arrays for a sequence, None for an absent optional). `source` says
-    where they come from, for messages.
+    where they come from, for messages. `more` makes up so many feeds, where they are made up.
     """
 
     read: Callable[[], Iterable[Feed]]
     source: str
+    more: Callable[[int], "Calibration"] | None = None
 
     def __iter__(self) -> Iterator[Feed]:
         return iter(self.read())
+
+    @property
+    def made_up(self) -> bool:
+        """Whether the feeds are no data of anybody's."""
+        return self.more is not None
+
+    def samples(self, count: int) -> Iterator[Feed]:
+        """Yield feeds with about `count` samples, a sample being a row of the first axis; all there are, if fewer.
+
+        Made-up feeds never run out.
+        """
+        feeds = self.more(count) if self.more is not None else self
+        for feed in feeds:
+            if count <= 0:
+                return
+            count -= _rows(feed)
+            yield feed
 
     @classmethod
     def of(cls, source: Source, model: ir.Model) -> "Calibration":
@@ -50,6 +68,12 @@ class Calibration:
             return cls(lambda: (fitted(dict(feed), inputs, "calibration") for feed in source()), "a callable")
         feeds = source if isinstance(source, list) else list(source)
         return cls(lambda: (fitted(dict(feed), inputs, f"feed {n}") for n, feed in enumerate(feeds)), "an iterable")
+
+
+def _rows(feed: Feed) -> int:
+    """Return how many samples a feed holds: the length of the first axis, at least one."""
+    lengths = [value.shape[0] for value in feed.values() if isinstance(value, np.ndarray) and value.ndim]
+    return max(lengths, default=1) or 1
 
 
 def _from_path(path: Path, inputs: tuple[Input, ...]) -> Calibration:

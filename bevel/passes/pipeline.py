@@ -20,6 +20,7 @@ from bevel.errors import BevelError, PassFailed, PromiseBroken
 from bevel.ir.cost import cost
 from bevel.passes.base import Context, Lossy, Outcome, Pass, Progress, silent
 from bevel.passes.calibration import Calibration, Feed, Source
+from bevel.passes.execution import Execution
 from bevel.passes.recipe import Pipeline, as_pipeline, from_recipe, parse
 from bevel.passes.reproducer import keep
 from bevel.passes.rounding import unit
@@ -170,7 +171,7 @@ class _Run:
 
     def _one_pass(self, step: Pass, given: ir.Model) -> ir.Model:
         result = given.clone()
-        context = Context(self.seed, self.calibration, self.hooks.progress)
+        context = Context(self.seed, self.calibration, Execution(), self.hooks.progress)
         with self._kept_on_failure(step, given):
             start = time.perf_counter()
             with _Boundary(step):
@@ -245,11 +246,11 @@ def _calibration(source: Source | Calibration | None, model: ir.Model, seed: int
         return source if isinstance(source, Calibration) else Calibration.of(source, model)
     original = model.clone()
 
-    def made_up() -> Calibration:
+    def made_up(count: int = FEEDS) -> Calibration:
         with Session(original, level=Level.AS_WRITTEN) as session:
-            return synthesize(original, seed, FEEDS, session.run)
+            return synthesize(original, seed, count, session.run)
 
-    return Calibration(made_up, "made-up inputs")
+    return Calibration(made_up, "made-up inputs", made_up)
 
 
 def _observed(model: ir.Model, feeds: Calibration) -> Observation:

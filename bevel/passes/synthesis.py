@@ -8,6 +8,7 @@ import ast
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,10 +56,10 @@ def synthesize(model: ir.Model, seed: int, count: int, runs: Callable[[Feed], ob
         return Calibration(lambda: [{}], "a model without inputs")
     failures: list[BevelError] = []
     for plan in PLANS if _has_free_axes(inputs) else (PLANS[0], PLANS[-1]):
-        feeds = [_feed(inputs, plan, seed, n) for n in range(count)]
+        feeds = _feeds(inputs, plan, seed, count)
         error = _failure(feeds, runs)
         if error is None:
-            return _stream(feeds)
+            return _stream(feeds, partial(_feeds, inputs, plan, seed))
         failures.append(error)
     raise CalibrationError(
         f"no inputs could be made up that the model runs on: {failures[0].what}",
@@ -66,8 +67,12 @@ def synthesize(model: ir.Model, seed: int, count: int, runs: Callable[[Feed], ob
     )
 
 
-def _stream(feeds: list[Feed]) -> Calibration:
-    return Calibration(lambda: feeds, "made-up inputs")
+def _stream(feeds: list[Feed], make: Callable[[int], list[Feed]]) -> Calibration:
+    return Calibration(lambda: feeds, "made-up inputs", lambda count: _stream(make(count), make))
+
+
+def _feeds(inputs: Sequence[Input], plan: Plan, seed: int, count: int) -> list[Feed]:
+    return [_feed(inputs, plan, seed, n) for n in range(count)]
 
 
 def _has_free_axes(inputs: Sequence[Input]) -> bool:
