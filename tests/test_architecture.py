@@ -23,7 +23,13 @@ ALLOWED = {
     "bevel.passes.execution": {"bevel.backends"},
     "bevel.passes.pipeline": {"bevel.errors", "bevel.ir", "bevel.passes", "bevel.backends", "bevel.report"},
 }
-MACHINERY = {"bevel.passes.execution", "bevel.passes.pipeline", "bevel.passes.verify", "bevel.passes.recipe", "bevel.passes.reproducer"}
+MACHINERY = {
+    "bevel.passes.execution",
+    "bevel.passes.pipeline",
+    "bevel.passes.verify",
+    "bevel.passes.recipe",
+    "bevel.passes.reproducer",
+}
 TORCH = {"bevel.frontends.torch", "bevel.backends.torch"}
 
 
