@@ -1,0 +1,126 @@
+"""Run a model piece by piece on many inputs, so that what a later piece is may depend on what an earlier one gave.
+
+Every node runs once on every feed. Only the values that are still needed are kept: one cut through the graph, never the
+whole of its activations.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from bevel.passes.base import Runtime
+
+Array = np.ndarray[Any, Any]
+
+
+class Walk:
+    """A model on its way through its own graph; nodes are read when it gets to them, so they may be changed before."""
+
+    def __init__(self, model: ir.Model, feeds: Iterable[Mapping[str, Any]], runtime: Runtime) -> None:
+        self._model = model
+        self._runtime = runtime
+        self._nodes = list(model.graph)
+        self._place = {node: place for place, node in enumerate(self._nodes)}
+        self._last = _last_uses(self._nodes)
+        self._done = 0
+        self._feeds: list[dict[ir.Value, Any]] = [_given(model, feed) for feed in feeds]
+
+    def reach(self, node: ir.Node) -> None:
+        """Run everything that stands before `node`, in the order of the graph."""
+        place = self._place[node]
+        if place <= self._done:
+            return
+        piece, self._done = self._nodes[self._done : place], place
+        self._run(piece)
+
+    def values(self, value: ir.Value) -> Iterator[Array]:
+        """Yield a value that the node reached takes, feed by feed."""
+        for feed in self._feeds:
+            yield feed[value]
+
+    def _run(self, piece: list[ir.Node]) -> None:
+        """Run some nodes on every feed, and keep what later ones take."""
+        wanted = [
+            value for node in piece for value in node.outputs if self._last.get(value, -1) >= self._done and value.name
+        ]
+        taken = list(dict.fromkeys(value for node in piece for value in uses(node)))
+        if wanted:
+            model, inputs = self._piece(piece, taken, wanted)
+            with self._runtime.open(model) as runs:
+                for feed in self._feeds:
+                    given = {value.name or "": feed[value] for value in inputs if value in feed}
+                    answers = runs.run(given)
+                    feed.update((value, answers[value.name or ""]) for value in wanted)
+                    self._forget(feed)
+        else:
+            for feed in self._feeds:
+                self._forget(feed)
+
+    def _forget(self, feed: dict[ir.Value, Any]) -> None:
+        for value in [value for value in feed if self._last.get(value, -1) < self._done]:
+            del feed[value]
+
+    def _piece(
+        self, piece: list[ir.Node], taken: list[ir.Value], wanted: list[ir.Value]
+    ) -> tuple[ir.Model, list[ir.Value]]:
+        """Return some nodes as a model of their own, and the values of this one that it takes."""
+        made = {value for node in piece for value in node.outputs}
+        weights = [value for value in taken if value.is_initializer() and not value.is_graph_input()]
+        known = set(weights)
+        inputs = [value for value in taken if value not in made and value not in known]
+        graph = self._model.graph
+        view = ir.GraphView(
+            inputs, wanted, nodes=piece, initializers=weights, opset_imports=graph.opset_imports, name=graph.name
+        )
+        copy = view.clone()
+        for mine, value in zip(copy.inputs, inputs, strict=True):
+            _retype(mine, [feed[value] for feed in self._feeds if value in feed])
+        model = ir.Model(copy, ir_version=self._model.ir_version, functions=list(self._model.functions.values()))
+        return model, inputs
+
+
+def uses(node: ir.Node) -> Iterator[ir.Value]:
+    """Yield what a node takes from the graph that it stands in, by way of the graphs inside it too."""
+    yield from (value for value in node.inputs if value is not None)
+    for attribute in node.attributes.values():
+        if attribute.type is ir.AttributeType.GRAPH and not attribute.is_ref():
+            yield from _captured(attribute.as_graph())
+
+
+def _captured(body: ir.Graph) -> Iterator[ir.Value]:
+    """Yield what a graph takes from those around it."""
+    own = {*body.inputs, *body.initializers.values(), *(value for node in body for value in node.outputs)}
+    found = [*body.outputs, *(value for node in body for value in uses(node))]
+    yield from (value for value in found if value is not None and value not in own)
+
+
+def _last_uses(nodes: list[ir.Node]) -> dict[ir.Value, int]:
+    last: dict[ir.Value, int] = {}
+    for place, node in enumerate(nodes):
+        for value in uses(node):
+            last[value] = place
+    return last
+
+
+def _given(model: ir.Model, feed: Mapping[str, Any]) -> dict[ir.Value, Any]:
+    """Return a feed by the values it is for; an input with a default that is left out has that."""
+    given: dict[ir.Value, Any] = {}
+    for value in model.graph.inputs:
+        name = value.name or ""
+        if feed.get(name) is not None:
+            given[value] = feed[name]
+        elif value.const_value is not None:
+            given[value] = value.const_value.numpy()
+    return given
+
+
+def _retype(value: ir.Value, samples: list[Any]) -> None:
+    """Give an input of a piece the type of what it is given, and no sizes: those differ from feed to feed."""
+    first = next(iter(samples), None)
+    if not isinstance(first, np.ndarray):
+        return
+    value.shape = ir.Shape([None] * first.ndim)
+    if value.type is None:
+        value.type = ir.TensorType(ir.DataType.from_numpy(first.dtype))
