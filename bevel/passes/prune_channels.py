@@ -7,11 +7,11 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 import onnx_ir as ir
 
-from bevel import registry
 from bevel.ir.edit import FREE_TO_DROP, mask, select
 from bevel.ir.groups import Group, analyse
 from bevel.passes.base import Context, Doc, Masked, Outcome, Pass, Promise, Range
 from bevel.passes.choice import choose, left_out, outermost
+from bevel.passes.importance import lift
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class PruneChannels(Pass):
     ratio: Annotated[float, Range(0, 1), Doc("share of the channels to remove; every group keeps at least one")] = 0.5
     importance: Annotated[str, Doc("what scores the channels: an installed importance")] = "magnitude"
     scope: Annotated[
-        Literal["local", "global"], Doc("compare within each group, or across groups on scores divided by their mean")
+        Literal["local", "global"],
+        Doc("compare within each group, or across groups on normalised scores"),
     ] = "local"
     round_to: Annotated[int, Range(1), Doc("round the channels kept up to a multiple of this")] = 1
     only: Annotated[tuple[str, ...], Doc("patterns of groups or tensors to prune; everything if empty")] = ()
@@ -45,14 +46,14 @@ class PruneChannels(Pass):
 
     def run(self, model: ir.Model, context: Context) -> Outcome:
         """Score, choose and drop."""
-        score = registry.importances()[self.importance]
         analysis = analyse(model)
         candidates = choose(analysis.groups, FREE_TO_DROP, self.only, self.skip)
         groups = outermost(analysis, [group for group in candidates if self._width(group.size) < group.size])
-        scores: Mapping[str, np.ndarray] = score(analysis, groups, context)
+        scores = lift.score(self.importance, analysis, groups, context)
         keeps = self._keeps(groups, scores)
         select(analysis, keeps)
-        notes = (f"{len(keeps)} of {len(analysis.groups)} groups pruned", *left_out(analysis.groups, FREE_TO_DROP))
+        notes = (f"{len(keeps)} of {len(analysis.groups)} groups pruned", *scores.notes)
+        notes = (*notes, *left_out(analysis.groups, FREE_TO_DROP))
         return Outcome(reference=lambda original: mask(original, keeps), notes=notes)
 
     def _keeps(self, groups: Sequence[Group], scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -76,8 +77,5 @@ class PruneChannels(Pass):
         """Return how many entries of each group lie above one threshold for all."""
         if not groups:
             return {}
-        relative = {group.name: scores[group.name] / max(scores[group.name].mean(), 1e-30) for group in groups}
-        threshold = np.quantile(np.concatenate(list(relative.values())), self.ratio)
-        return {
-            group.name: self._rounded(int((relative[group.name] >= threshold).sum()), group.size) for group in groups
-        }
+        threshold = np.quantile(np.concatenate([scores[group.name] for group in groups]), self.ratio)
+        return {group.name: self._rounded(int((scores[group.name] >= threshold).sum()), group.size) for group in groups}

@@ -6,12 +6,12 @@ from typing import Annotated, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from bevel import registry
 from bevel.ir.coupling import Freedom
 from bevel.ir.edit import permute
 from bevel.ir.groups import analyse
 from bevel.passes.base import Context, Doc, Outcome, Pass, Preserving, Promise
 from bevel.passes.choice import choose, left_out
+from bevel.passes.importance import Aggregate, lift
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,15 @@ class ReorderChannels(Pass):
     promise: ClassVar[Promise] = Preserving()
 
     importance: Annotated[str, Doc("what scores the channels: an installed importance")] = "magnitude"
+    aggregate: Annotated[Aggregate | None, Doc("how coupled tensors add up; the importance's own way if none")] = None
     only: Annotated[tuple[str, ...], Doc("patterns of groups or tensors to reorder; everything if empty")] = ()
     skip: Annotated[tuple[str, ...], Doc("patterns of groups or tensors to leave alone")] = ()
 
     def run(self, model: ir.Model, context: Context) -> Outcome:
         """Score and sort."""
-        score = registry.importances()[self.importance]
         analysis = analyse(model)
         groups = choose(analysis.groups, Freedom.PERMUTE, self.only, self.skip)
-        scores = score(analysis, groups, context)
+        scores = lift.score(self.importance, analysis, groups, context, self.aggregate)
         permute(analysis, {name: np.argsort(-values, kind="stable") for name, values in scores.items()})
         notes = (f"{len(groups)} of {len(analysis.groups)} groups reordered",)
-        return Outcome(notes=(*notes, *left_out(analysis.groups, Freedom.PERMUTE)))
+        return Outcome(notes=(*notes, *scores.notes, *left_out(analysis.groups, Freedom.PERMUTE)))

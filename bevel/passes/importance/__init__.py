@@ -1,18 +1,51 @@
-"""How much each entry of a group matters: functions from groups to scores, found through entry points."""
+"""How much each entry of a group matters: what an importance is, and how one is declared.
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+An importance is a function from groups to scores, found through the entry points `bevel.importances`. It says how each
+part of a group scores each entry, a part being a coupled tensor or a consumer; `lift` makes one score of the parts.
+
+@importance(aggregate="norm")
+def magnitude(analysis, groups, context):
+    return {group.name: parts of shape [tensors, group.size] for group in groups}
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from bevel.ir.groups import Analysis, Group
 from bevel.passes.base import Context
 
-__all__ = ["Importance"]
+__all__ = ["Aggregate", "Importance", "Normalize", "Scores", "importance"]
+
+Aggregate: TypeAlias = Literal["sum", "mean", "max", "prod", "norm"]
+Normalize: TypeAlias = Literal["mean", "sum", "max", "std", "none"]
 
 
-class Importance(Protocol):
+class Scores(Protocol):
     """Scores the entries of groups; larger is more important."""
 
     def __call__(self, analysis: Analysis, groups: Sequence[Group], context: Context) -> Mapping[str, np.ndarray]:
-        """Return an array of shape [group size] for each group, by the group's name."""
+        """Return an array [size] or [parts, size] for each group, by the group's name."""
+
+
+@dataclass(frozen=True)
+class Importance:
+    """A function that scores, and how its parts become one score unless the user says otherwise.
+
+    A plain function counts as one whose parts are added, and whose scores are divided by the mean of their group.
+    """
+
+    scores: Scores
+    aggregate: Aggregate = "sum"
+    normalize: Normalize = "mean"
+
+    def __call__(self, analysis: Analysis, groups: Sequence[Group], context: Context) -> Mapping[str, np.ndarray]:
+        """Return an array [size] or [parts, size] for each group, by the group's name."""
+        return self.scores(analysis, groups, context)
+
+
+def importance(aggregate: Aggregate = "sum", normalize: Normalize = "mean") -> Callable[[Scores], Importance]:
+    """Declare a function to be an importance, with its natural way to join parts and to compare groups."""
+    return lambda scores: Importance(scores, aggregate, normalize)
