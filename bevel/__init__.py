@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bevel.ir.coupling import Coupling, rule
     from bevel.ir.groups import groups
     from bevel.ir.plan import Plan, plan
+    from bevel.merging import merge_delta
     from bevel.modules import apply, to_torch
     from bevel.passes.base import Exact, Lossy, Masked, Pass, Preserving, Promise
     from bevel.passes.pipeline import optimize
@@ -40,6 +41,7 @@ __all__ = [
     "apply",
     "groups",
     "load",
+    "merge_delta",
     "optimize",
     "plan",
     "rule",
@@ -56,6 +58,7 @@ _HOMES = {
     "finetune": "bevel.backends.torch.finetuning",
     "groups": "bevel.ir.groups",
     "load": "bevel.frontends",
+    "merge_delta": "bevel.merging",
     "optimize": "bevel.passes.pipeline",
     "plan": "bevel.ir.plan",
     "rule": "bevel.ir.coupling",

@@ -1,4 +1,4 @@
-"""The command line: `optimize`, and `bevel inspect|passes|rules|verify|to-torch|optimize`.
+"""The command line: `optimize`, and `bevel inspect|passes|rules|verify|to-torch|merge-delta|optimize`.
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 a promise or budget was missed, 2 bad input or
 usage, 3 a pass raised, 130 interrupted. What needs onnx, numpy or onnxruntime is imported inside the commands, so that
@@ -107,6 +107,29 @@ def verify(**options: Any) -> None:
 def to_torch(**options: Any) -> None:
     """Write MODEL.onnx as a PyTorch module: Python that needs no Bevel, and its weights."""
     from bevel.commands.to_torch import run
+
+    run(**options)
+
+
+@bevel.command("merge-delta")
+@click.argument("tuned", metavar="TUNED.onnx...", nargs=-1, required=True)
+@click.option("--base", metavar="BASE.onnx", required=True, help="What all of them were tuned from.")
+@click.option("-o", "--output", metavar="OUT.onnx", required=True, help="Where the result goes.")
+@click.option("--drop", type=float, default=0.9, show_default=True, help="Share of each delta's entries to drop.")
+@click.option("--rescale", default="dare", show_default=True, help="dare, analytic or label-free.")
+@click.option("--scale", type=float, default=1.0, show_default=True, help="What the deltas are multiplied with.")
+@click.option("--samples", type=int, default=128, show_default=True, help="Samples to look at when choosing q.")
+@click.option("--only", multiple=True, metavar="PATTERN", help="Initializers to thin out. Repeatable.")
+@click.option("--skip", multiple=True, metavar="PATTERN", help="Initializers to leave as tuned. Repeatable.")
+@click.option("--calibration", metavar="PATH", help="Inputs: an .npz, an .npy, or a folder. Default: made up.")
+@click.option("--max-error", type=click.FloatRange(min=0), help="Largest relative error against the first model.")
+@click.option("--verify/--no-verify", default=True, help="Measure the error in ONNX Runtime.  [default: on]")
+@click.option("--seed", default=0, show_default=True, help="Seed of what is dropped.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
+def merge_delta(**options: Any) -> None:
+    """Thin out what fine-tuning added to BASE.onnx, and add it back: one tuned model, or several merged."""
+    from bevel.commands.merge_delta import run
 
     run(**options)
 
