@@ -8,13 +8,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping
-from importlib import import_module
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 import onnx_ir as ir
 
 from bevel.backends.onnxruntime import Level, Session
+from bevel.backends.optional import backend as backend
 from bevel.errors import UnsupportedModel, UsageError
 from bevel.ir.plan import Plan
 from bevel.passes.base import Lossy, Preserving
@@ -92,18 +92,6 @@ def apply(
     feeds = feeds_of(source, None, seed) if isinstance(source, ir.Model) and made_up else []
     operation: Surgery = surgery.operate(module, source, examples=example_inputs, feeds=feeds, verify=verify)
     return operation
-
-
-def backend(part: str = "") -> Any:
-    """Return `bevel.backends.torch`, or a part of it, or raise `UsageError` where PyTorch is not installed."""
-    try:
-        return import_module(".".join(filter(None, ("bevel.backends.torch", part))))
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in ("torch", "safetensors"):
-            raise
-        raise UsageError(
-            f"{error.name} is not installed, which modules need", remedy="pip install 'bevel[torch]'"
-        ) from error
 
 
 def feeds_of(model: ir.Model, calibration: Source | Calibration | None, seed: int) -> list[dict[str, Any]]:

@@ -12,11 +12,12 @@ class Halve(Pass):
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
+import numpy as np
 import onnx_ir as ir
 
 from bevel.passes import options
@@ -38,6 +39,7 @@ __all__ = [
     "Range",
     "Runs",
     "Runtime",
+    "Slope",
     "silent",
 ]
 
@@ -102,6 +104,10 @@ class Runs(Protocol):
         """Return every output by name."""
 
 
+Slope: TypeAlias = Literal["drawn", "predicted", "curvature", "flow"]
+"""A kind of gradient that needs no labels; `bevel/backends/torch/gradients.py` says what each is."""
+
+
 class Runtime(Protocol):
     """What executes models for a pass, which sees no backend itself."""
 
@@ -114,6 +120,15 @@ class Runtime(Protocol):
 
     def latencies(self, models: Sequence[ir.Model], feed: Mapping[str, Any]) -> tuple[float, ...]:
         """Return the median time of a run of each model as it is deployed, in milliseconds, taken in turns."""
+
+    def gradients(
+        self, model: ir.Model, feeds: Iterable[Mapping[str, Any]], kind: Slope, seed: int
+    ) -> Iterator[Mapping[str, np.ndarray]]:
+        """Yield gradients by the names of the initializers that are learnt: for each feed if drawn, else once.
+
+        Raises `UnsupportedModel`, which names the node, where a model cannot be differentiated, and `UsageError` where
+        PyTorch is not installed.
+        """
 
 
 @dataclass(frozen=True)

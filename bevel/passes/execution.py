@@ -1,12 +1,14 @@
-"""What the pipeline hands to passes that have to run models: ONNX Runtime behind the face that passes see."""
+"""What the pipeline hands to passes that have to run models: ONNX Runtime, and PyTorch for gradients."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from bevel.backends.onnxruntime import KERNEL_BLOCK, Level, Session, latencies
+from bevel.backends.optional import backend
 
 
 class Execution:
@@ -25,3 +27,10 @@ class Execution:
         """Return the median time of a run of each model as it is deployed, in milliseconds."""
         with ExitStack() as stack:
             return latencies([stack.enter_context(Session(model)) for model in models], feed)
+
+    def gradients(
+        self, model: ir.Model, feeds: Iterable[Mapping[str, Any]], kind: str, seed: int
+    ) -> Iterator[Mapping[str, np.ndarray[Any, Any]]]:
+        """Yield gradients by initializer name, taken in PyTorch, which is imported now."""
+        found: Iterator[Mapping[str, np.ndarray[Any, Any]]] = backend("gradients").gradients(model, feeds, kind, seed)
+        return found

@@ -12,6 +12,8 @@ from bevel.backends.torch.parameters import Parameters
 from bevel.backends.torch.source import GLOBALS, Port, Source
 from bevel.backends.torch.written import write_module
 
+SOURCE_FILE: Final = "<bevel graph"
+"""How the names begin under which tracebacks show the written code."""
 _NUMBERS: Final = count()
 
 
@@ -66,7 +68,7 @@ def _rebuild(source: Source, state: Mapping[str, Any]) -> GraphModule:
 
 def compiled(source: Source) -> Callable[..., Any]:
     """Compile a source to a function; tracebacks and debuggers can show its lines."""
-    filename = f"<bevel graph {next(_NUMBERS)}>"
+    filename = f"{SOURCE_FILE} {next(_NUMBERS)}>"
     linecache.cache[filename] = (len(source.code), None, source.code.splitlines(True), filename)
     namespace: dict[str, Any] = {**GLOBALS, **source.functions}
     exec(compile(source.code, filename, "exec"), namespace)

@@ -38,27 +38,37 @@ def collected(
 
 def answer(module: GraphModule, feed: Mapping[str, Any]) -> dict[str, Any]:
     """Run a module on arrays by the graph's input names; return arrays by output name."""
-    types = {port.name: port.element_type for port in module.ports}
-    inputs = {name: _value(feed[name], types[name], device_of(module)) for name in module.inputs if name in feed}
-    results = _run(module, inputs)
+    types = _types(module)
+    results = _run(module, arguments_of(module, feed))
     return {name: _array(value, types[name]) for name, value in zip(module.outputs, results, strict=True)}
+
+
+def arguments_of(module: GraphModule, feed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a module's `forward` is given for arrays by the graph's input names, where the module is."""
+    types, device = _types(module), device_of(module)
+    names = zip(module.inputs, module.arguments, strict=True)
+    return {argument: _value(feed[name], types[name], device) for name, argument in names if name in feed}
 
 
 def answer_exactly(module: GraphModule, feed: Mapping[str, Any]) -> dict[str, Any]:
     """Run a copy of a module in double precision; return what it answers as `answer` does, rounded once, at the end."""
-    types = {port.name: port.element_type for port in module.ports}
-    exact = copy.deepcopy(module).double()
-    inputs = {name: _value(feed[name], 0, torch.device("cpu")) for name in module.inputs if name in feed}
-    doubled = {name: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in inputs.items()}
-    results = _run(exact.cpu(), doubled)
+    types = _types(module)
+    exact = copy.deepcopy(module).double().cpu()
+    given = arguments_of(exact, feed)
+    doubled = {name: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in given.items()}
+    results = _run(exact, doubled)
     return {name: _array(value, types[name]) for name, value in zip(module.outputs, results, strict=True)}
 
 
-def _run(module: GraphModule, inputs: Mapping[str, Any]) -> Sequence[Any]:
-    """Run a module in evaluation mode on inputs by the graph's names, and return a sequence of its outputs."""
-    names = dict(zip(module.inputs, module.arguments, strict=True))
+def _types(module: GraphModule) -> dict[str, int]:
+    """Return the element types of a graph's inputs and outputs by name."""
+    return {port.name: port.element_type for port in module.ports}
+
+
+def _run(module: GraphModule, arguments: Mapping[str, Any]) -> Sequence[Any]:
+    """Run a module in evaluation mode, and return a sequence of its outputs."""
     with modes_kept(module), torch.no_grad():
-        results = module.eval()(**{names[name]: value for name, value in inputs.items()})
+        results = module.eval()(**arguments)
     several: Sequence[Any] = results if len(module.outputs) != 1 else (results,)
     return several
 

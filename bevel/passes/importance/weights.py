@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
 
-from bevel.ir.axes import Axis, places
+from bevel.ir.axes import Axis, Dim, places
 from bevel.ir.content import content
 from bevel.ir.groups import Analysis, Group, Member
 from bevel.passes.base import Context
@@ -16,17 +17,41 @@ from bevel.passes.base import Context
 class Read:
     """A weight as [before, places of an axis, after], and the groups that stand on that axis."""
 
+    value: ir.Value
+    position: int
     array: np.ndarray
     axis: Axis
     owners: tuple[Group, ...]
 
     def lift(self, numbers: np.ndarray, group: Group) -> np.ndarray:
         """Add a number for each place of the axis up to one for each entry of a group."""
-        lifted = np.zeros(group.size)
+        return lifted(numbers, self.axis, group.dim)
+
+    def filters(self, group: Group) -> np.ndarray:
+        """Return the weights that each entry of a group owns, as rows."""
+        rows = []
         for place in places(self.axis, group.dim):
-            owned = place >= 0
-            lifted += np.bincount(place[owned], numbers[owned], group.size)
-        return lifted
+            order = np.argsort(place, kind="stable")[np.count_nonzero(place < 0) :]
+            owned = self.array[:, order].reshape(
+                len(self.array), group.size, -1
+            )  # an entry's places, then what is after
+            rows.append(owned.transpose(1, 0, 2).reshape(group.size, -1))
+        return np.concatenate(rows, 1)
+
+
+def lifted(numbers: np.ndarray, axis: Axis, dim: Dim) -> np.ndarray:
+    """Add a number for each place of an axis up to one for each entry of a dimension.
+
+    >>> from bevel.ir.axes import product
+    >>> heads, width = Dim(2), Dim(3)
+    >>> lifted(np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), product(heads, width), heads)
+    array([ 6., 15.])
+    """
+    total = np.zeros(dim.size)
+    for place in places(axis, dim):
+        owned = place >= 0
+        total += np.bincount(place[owned], numbers[owned], dim.size)
+    return total
 
 
 def read(analysis: Analysis, groups: Sequence[Group], context: Context) -> Iterator[Read]:
@@ -42,7 +67,7 @@ def read(analysis: Analysis, groups: Sequence[Group], context: Context) -> Itera
         with content(value.const_value) as array:
             for axis in sorted({member.axis for _, member in owners}):
                 standing = tuple(group for group, member in owners if member.axis == axis)
-                yield Read(_flat(array, axis), axes[axis], standing)
+                yield Read(value, axis, flat(array, axis), axes[axis], standing)
     context.progress("scoring", len(wanted), len(wanted))
 
 
@@ -50,9 +75,16 @@ def reduced(
     analysis: Analysis, groups: Sequence[Group], context: Context, reduce: Callable[[np.ndarray], np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Return parts [tensors, size] for each group; `reduce` makes [places] of a weight [before, places, after]."""
+    return gathered(analysis, groups, context, lambda weight: reduce(weight.array))
+
+
+def gathered(
+    analysis: Analysis, groups: Sequence[Group], context: Context, reduce: Callable[[Read], np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return parts [tensors, size] for each group; `reduce` makes a number for each place of a weight's axis."""
     parts: dict[str, list[np.ndarray]] = {group.name: [] for group in groups}
     for weight in read(analysis, groups, context):
-        numbers = reduce(weight.array).astype(np.float64)
+        numbers = reduce(weight).astype(np.float64)
         for group in weight.owners:
             parts[group.name].append(weight.lift(numbers, group))
     return {group.name: np.array(parts[group.name]).reshape(-1, group.size) for group in groups}
@@ -60,10 +92,10 @@ def reduced(
 
 def energies(analysis: Analysis, groups: Sequence[Group], context: Context) -> dict[str, np.ndarray]:
     """Return the sum of squares that each entry has in each tensor of its group: [tensors, size]."""
-    return reduced(analysis, groups, context, _sum_of_squares)
+    return reduced(analysis, groups, context, sum_of_squares)
 
 
-def _sum_of_squares(array: np.ndarray) -> np.ndarray:
+def sum_of_squares(array: np.ndarray) -> np.ndarray:
     """Sum the squares, without a copy of the array."""
     energy: np.ndarray = np.einsum("anb,anb->n", array, array)
     return energy
@@ -81,11 +113,11 @@ def _by_tensor(groups: Sequence[Group]) -> dict[ir.Value, list[tuple[Group, Memb
     return wanted
 
 
-def _flat(array: np.ndarray, axis: int) -> np.ndarray:
-    """Join the axes before and after one, half precision as float32."""
+def flat(array: np.ndarray, axis: int) -> np.ndarray:
+    """Return an array as [before, places of an axis, after], half precision as float32."""
     shape = array.shape
-    flat = array.reshape(int(np.prod(shape[:axis])), shape[axis], int(np.prod(shape[axis + 1 :])))
-    return flat if flat.dtype in (np.float32, np.float64) else flat.astype(np.float32)
+    joined = array.reshape(prod(shape[:axis]), shape[axis], prod(shape[axis + 1 :]))
+    return joined if joined.dtype in (np.float32, np.float64) else joined.astype(np.float32)
 
 
 def is_float(value: ir.Value) -> bool:

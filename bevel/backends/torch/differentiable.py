@@ -1,0 +1,125 @@
+"""A model as a torch function of its weights, to be differentiated by each initializer apart."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from bevel.backends.torch.conversion import to_torch
+from bevel.backends.torch.finetuning.chance import random_state_kept, seed_everything
+from bevel.backends.torch.module import SOURCE_FILE, GraphModule
+from bevel.backends.torch.nodes import title
+from bevel.backends.torch.parameters import is_trained
+from bevel.backends.torch.running import arguments_of
+from bevel.errors import UnsupportedModel
+from bevel.ir.provenance import KEY, ORIGIN, Provenance, set_provenance
+
+OTHERWISE: Final = "choose an importance without gradients, such as magnitude or wanda"
+HALVES: Final = (torch.float16, torch.bfloat16)
+COARSE_BITS: Final = 8
+"""Numbers are quantized to types of at most so many bits."""
+
+
+class Differentiable:
+    """The module of a model, whose parameters stand for one initializer each.
+
+    Half precision is computed as float32, and everything as float64 if `exact`.
+    """
+
+    def __init__(self, model: ir.Model, *, exact: bool = False) -> None:
+        refuse_quantized(model)
+        model = model.clone()
+        names = _told_apart(model)
+        self.module: GraphModule = to_torch(model)
+        found = dict(self.module.named_parameters())
+        self.names = [name for key, name in names.items() if key in found]
+        self.weights = [found[key] for key in names if key in found]
+        if not self.weights:
+            raise UnsupportedModel("there is no weight to differentiate by", where="model", remedy=OTHERWISE)
+        self.type = torch.float64 if exact else None
+        if exact or any(weight.dtype in HALVES for weight in self.weights):
+            self.type = self.type or torch.float32
+            self.module.to(self.type)
+
+    def run(self, feed: Mapping[str, Any], seed: int, number: int, *, ones: bool = False) -> list[Any]:
+        """Return the outputs; random numbers follow from the seed and the feed's number. `ones` replaces all floats."""
+        arguments = arguments_of(self.module, feed)
+        for name, value in arguments.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                value = torch.ones_like(value) if ones else value
+                arguments[name] = value if self.type is None else value.to(self.type)
+        with _explained("does not run in torch"), random_state_kept(), sdpa_kernel(SDPBackend.MATH):
+            seed_everything(seed, number)
+            results = self.module(**arguments)
+        return list(results) if len(self.module.outputs) != 1 else [results]
+
+    def gradients(self, loss: Tensor, *, graph: bool = False) -> list[Tensor]:
+        """Return the gradient by each weight, zero where the loss does not depend on one."""
+        if not loss.requires_grad:
+            return [torch.zeros_like(weight) for weight in self.weights]
+        with _explained("has no derivative in torch"):
+            found = torch.autograd.grad(loss, self.weights, create_graph=graph, materialize_grads=True)
+        return list(found)
+
+    def hessian_times(self, loss: Tensor, vectors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the product of the loss's Hessian with a vector for each weight."""
+        slopes = self.gradients(loss, graph=True)
+        pairs = zip(slopes, vectors, strict=True)
+        along = torch.stack([(slope * vector).sum() for slope, vector in pairs]).sum()
+        return self.gradients(along)
+
+    def named(self, tensors: Sequence[Tensor]) -> dict[str, np.ndarray[Any, Any]]:
+        """Return tensors that belong to the weights as arrays, by the initializers' names."""
+        return {name: tensor.detach().numpy() for name, tensor in zip(self.names, tensors, strict=True)}
+
+
+def _told_apart(model: ir.Model) -> dict[str, str]:
+    """Make a parameter of its own of every initializer that is learnt; return the initializers by parameter."""
+    model.graph.meta.pop(ORIGIN, None)
+    values = [value for graph in model.graphs() for value in graph.initializers.values()]
+    for value in values:
+        value.metadata_props.pop(KEY, None)
+    learnt = {f"w{place}": value for place, value in enumerate(values) if is_trained(value, from_module=False)}
+    for name, value in learnt.items():
+        set_provenance(value, Provenance((name,), trainable=True))
+    return {name: value.name or "" for name, value in learnt.items()}
+
+
+def refuse_quantized(model: ir.Model) -> None:
+    """Raise `UnsupportedModel` at the first node that quantizes what depends on weights: no gradient passes it."""
+    depends = {value for graph in model.graphs() for value in graph.initializers.values()}
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        taken = [value for value in node.inputs if value is not None and value in depends]
+        given = node.outputs if taken else ()
+        if any(map(_is_coarse, (*taken, *given))):
+            raise UnsupportedModel("gradients do not pass what is quantized", where=title(node), remedy=OTHERWISE)
+        depends.update(given)
+
+
+def _is_coarse(value: ir.Value) -> bool:
+    """Say whether a value has a type that numbers are quantized to."""
+    kind = value.dtype
+    if kind in (None, ir.DataType.BOOL, ir.DataType.STRING, ir.DataType.UNDEFINED):
+        return False
+    return kind.bitwidth <= COARSE_BITS
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn what torch raises into an `UnsupportedModel` that says at which line of the module's code."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.line for frame in frames if frame.filename.startswith(SOURCE_FILE)]
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        where = f"at `{lines[-1]}`" if lines else "model"
+        raise UnsupportedModel(f"{what}: {reason}", where=where, remedy=OTHERWISE) from error

@@ -1,0 +1,87 @@
+"""Gradients by a model's weights, without labels: of the model's own answers, and of its synaptic flow.
+
+There are four kinds. The first three need inputs, the last only their shapes.
+
+| kind        | what is given                                                                                   |
+|-------------|-------------------------------------------------------------------------------------------------|
+| `drawn`     | for each feed, the gradient of the negative log-likelihood of an answer drawn from the model    |
+| `predicted` | once, the mean over the feeds of the gradient of the loss against the answer that it gives      |
+| `curvature` | once, the Hessian of that mean loss times its gradient                                          |
+| `flow`      | once, the gradient of the sum of the outputs where all weights are positive (`flow.py`)         |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+from torch import Tensor
+
+from bevel.backends.torch.answers import Answers, Loss, drawn, predicted
+from bevel.backends.torch.differentiable import Differentiable
+from bevel.backends.torch.flow import positive, summed
+
+Gradients = Mapping[str, np.ndarray[Any, Any]]
+
+
+def gradients(model: ir.Model, feeds: Iterable[Mapping[str, Any]], kind: str, seed: int = 0) -> Iterator[Gradients]:
+    """Yield gradients by the names of the initializers that a model learns, each in its initializer's shape.
+
+    Every initializer counts for itself: where several hold one parameter of a module, each has the gradient of its own
+    uses. Feeds are kept where they are gone through twice. The same model, feeds and seed give the same gradients.
+    Raises `UnsupportedModel`, which names the node, where an operator has no torch function, or has no derivative.
+    """
+    yield from _KINDS[kind](model, feeds, seed)
+
+
+def _drawn(model: ir.Model, feeds: Iterable[Mapping[str, Any]], seed: int) -> Iterator[Gradients]:
+    module, answers = Differentiable(model), Answers.of(model)
+    for number, feed in enumerate(feeds):
+        loss = answers.loss(module.run(feed, seed, number), drawn)
+        yield module.named(module.gradients(loss))
+
+
+def _predicted(model: ir.Model, feeds: Iterable[Mapping[str, Any]], seed: int) -> Iterator[Gradients]:
+    module = Differentiable(model)
+    losses = _losses(module, Answers.of(model), feeds, seed, predicted)
+    yield module.named(_mean(map(module.gradients, losses)))
+
+
+def _curvature(model: ir.Model, feeds: Iterable[Mapping[str, Any]], seed: int) -> Iterator[Gradients]:
+    module, answers, kept = Differentiable(model), Answers.of(model), list(feeds)
+    slopes = _mean(map(module.gradients, _losses(module, answers, kept, seed, predicted)))
+    again = _losses(module, answers, kept, seed, predicted)
+    yield module.named(_mean(module.hessian_times(loss, slopes) for loss in again))
+
+
+def _flow(model: ir.Model, feeds: Iterable[Mapping[str, Any]], seed: int) -> Iterator[Gradients]:
+    module = Differentiable(model, exact=True)
+    with positive(module):
+        yield module.named(_mean(module.gradients(summed(module.run(feed, seed, 0, ones=True))) for feed in feeds))
+
+
+_KINDS: Final[Mapping[str, Callable[[ir.Model, Iterable[Mapping[str, Any]], int], Iterator[Gradients]]]] = {
+    "drawn": _drawn,
+    "predicted": _predicted,
+    "curvature": _curvature,
+    "flow": _flow,
+}
+
+
+def _losses(
+    module: Differentiable, answers: Answers, feeds: Iterable[Mapping[str, Any]], seed: int, loss: Loss
+) -> Iterator[Tensor]:
+    for number, feed in enumerate(feeds):
+        yield answers.loss(module.run(feed, seed, number), loss)
+
+
+def _mean(several: Iterable[list[Tensor]]) -> list[Tensor]:
+    """Average lists of tensors one by one."""
+    total: list[Tensor] = []
+    count = 0
+    for each in several:
+        total = [a.add_(b) for a, b in zip(total, each, strict=True)] if count else [tensor.clone() for tensor in each]
+        count += 1
+    return [tensor / count for tensor in total]
