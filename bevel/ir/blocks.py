@@ -20,6 +20,7 @@ import onnx_ir as ir
 from bevel.ir.canonical.dead import subgraphs
 from bevel.ir.cost import multiplies
 from bevel.ir.names import free_names
+from bevel.ir.stream import channel_axis
 
 # Operators through which the stream goes unchanged but for its type or a constant factor.
 PASSING: Final = frozenset({"Identity", "Dropout", "Cast", "QuantizeLinear", "DequantizeLinear", "Mul", "Div"})
@@ -54,6 +55,11 @@ class Block:
     def weights(self) -> tuple[Weight, ...]:
         """The constant floating-point matrices (and larger) among the operands, in the order of the graph."""
         return tuple(Weight(node, index) for node in self.nodes for index in _matrices(node))
+
+    @cached_property
+    def axis(self) -> int:
+        """The axis of the stream that holds its channels."""
+        return channel_axis(self.start, self.nodes)
 
     @property
     def kind(self) -> tuple[object, ...]:

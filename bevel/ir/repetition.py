@@ -38,6 +38,11 @@ class Layer:
         return self.blocks[-1].end
 
     @property
+    def axis(self) -> int:
+        """The axis of the stream that holds its channels."""
+        return self.blocks[0].axis
+
+    @property
     def kind(self) -> tuple[object, ...]:
         """What layers have in common that compute alike."""
         return tuple(block.kind for block in self.blocks)
