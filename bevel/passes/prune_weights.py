@@ -1,0 +1,151 @@
+"""Set single weights to zero."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from bevel.errors import UsageError
+from bevel.passes.base import Context, Doc, Lossy, Outcome, Pass, Promise, Range
+from bevel.passes.feedback import BLOCK, factor, prune
+from bevel.passes.layers import Layer
+from bevel.passes.masks import lowest, lowest_by_output, lowest_of_every, wanted
+from bevel.passes.moments import moments
+from bevel.passes.second_order import SecondOrder
+from bevel.passes.swaps import Local
+from bevel.passes.zeros import Ledger, chosen, matrices, output_error, put, put_lazily, tensor_of
+
+Array = np.ndarray[Any, Any]
+
+# Zeros in every so many consecutive inputs of an output.
+PATTERNS: Final = {"2:4": (2, 4), "4:8": (4, 8)}
+PATTERN_SHARE: Final = 0.5
+# Outputs times inputs that swaps look at together.
+TOGETHER: Final = 1 << 21
+
+
+@dataclass(frozen=True)
+class PruneWeights(Pass):
+    """Set the single weights that matter least to zero; shapes stay.
+
+    What it does: chooses, in every MatMul, Gemm, Conv and ConvTranspose with a weight of its own, which weights become
+    zero. `magnitude` takes the smallest of the layer. `wanda` takes, of each output, the smallest products of weight
+    and input norm. `obs` goes through the inputs in order, 128 at a time, and lets the weights not yet seen make up for
+    each one dropped (SparseGPT). `swaps` then exchanges kept and dropped weights of an output while that lowers the
+    error of the layer's output, and `refit` moves the kept ones towards their least-squares values. All but plain
+    magnitude look at the calibration data (made up if there are none), layer after layer, each with what the zeros
+    before it left of its inputs. With `pattern`, exactly half of every 4 or 8 consecutive inputs of an output go, in
+    the order of channels, the taps of a channel one after the other; what is left at the end of a row stays.
+
+    ONNX Runtime gains no speed from zeros, in a pattern or not, and the file keeps its size until it is compressed: the
+    report says what that gives. To be faster, remove whole channels (prune-channels).
+
+    Promise: Lossy. That the wanted number of zeros is there is checked besides.
+
+    Example: prune-weights{sparsity=0.6 method=obs skip=head*}
+
+    Source: Frantar and Alistarh 2023, SparseGPT; Sun et al. 2024, Wanda; Rosenberg et al. 2024, iCBS (swaps).
+    """
+
+    name: ClassVar[str] = "prune-weights"
+    promise: ClassVar[Promise] = Lossy()
+
+    sparsity: Annotated[float, Range(0, 1), Doc("share of each layer's weights to zero; a pattern fixes it")] = 0.5
+    method: Annotated[Literal["magnitude", "wanda", "obs"], Doc("how to choose them")] = "magnitude"
+    pattern: Annotated[Literal["none", "2:4", "4:8"], Doc("zeros in every so many consecutive inputs, or anywhere")] = (
+        "none"
+    )
+    swaps: Annotated[int, Range(0), Doc("rounds of exchanging a dropped for a kept weight of each output")] = 0
+    refit: Annotated[int, Range(0), Doc("conjugate-gradient steps towards the best values of the kept weights")] = 0
+    samples: Annotated[int, Range(1), Doc("how many samples to take statistics over")] = 128
+    only: Annotated[tuple[str, ...], Doc("patterns of weights or nodes to prune; everything if empty")] = ()
+    skip: Annotated[tuple[str, ...], Doc("patterns of weights or nodes to leave alone")] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pattern != "none" and self.sparsity != PATTERN_SHARE:
+            raise UsageError(
+                f"pattern={self.pattern} fixes the sparsity at {PATTERN_SHARE}",
+                where=self.name,
+                remedy="leave sparsity away, or take pattern=none",
+            )
+
+    def run(self, model: ir.Model, context: Context) -> Outcome:
+        """Zero layer after layer."""
+        found, left = chosen(model, self.only, self.skip)
+        ledger = Ledger()
+        if self.method == "magnitude" and not (self.swaps or self.refit):
+            for layer in found:
+                self._by_size(layer, ledger)
+        else:
+            for layer, moment in moments(model, found, context, self.samples):
+                self._by_error(layer, moment.second, ledger)
+        return Outcome(notes=(*ledger.notes(model), *left))
+
+    def _by_size(self, layer: Layer, ledger: Ledger) -> None:
+        source = tensor_of(layer)
+        put_lazily(layer, lambda weights: np.where(self._smallest(weights**2, whole=True), 0.0, weights))
+        ledger.note(layer, source, self._wanted(matrices(layer, source).shape))
+
+    def _by_error(self, layer: Layer, second: Array, ledger: Ledger) -> None:
+        source = tensor_of(layer)
+        original = matrices(layer, source)
+        each = [SecondOrder(moment) for moment in second]
+        weights, dropped = self._pruned(original, each)
+        for group, moment in enumerate(each if self.swaps or self.refit else ()):
+            self._improve(original[group], weights[group], dropped[group], moment.damped)
+        put(layer, weights)
+        ledger.note(layer, source, self._wanted(original.shape), output_error(original, weights, second))
+
+    def _pruned(self, original: Array, each: list[SecondOrder]) -> tuple[Array, Array]:
+        """Return the weights with zeros, and where these are."""
+        if self.method == "obs":
+            factors = np.stack([factor(moment.inverse) for moment in each])
+            weights = original.copy()
+            width = self._of or BLOCK
+            return weights, prune(weights, factors, self._chooser(original.shape), width)
+        norms = np.stack([np.diag(moment.damped) for moment in each])[:, None]
+        magnitude = self.method == "magnitude"
+        dropped = self._smallest(original**2 * (1.0 if magnitude else norms), whole=magnitude)
+        return np.where(dropped, 0.0, original), dropped
+
+    def _chooser(self, shape: tuple[int, ...]) -> Callable[[Array, int], Array]:
+        """Return what chooses among the next columns, so that the zeros up to any of them are the wanted share."""
+        rows = shape[0] * shape[1]
+
+        def choose(scores: Array, start: int) -> Array:
+            if self._of:
+                return lowest_of_every(scores, *PATTERNS[self.pattern])
+            stop = start + scores.shape[2]
+            return lowest(scores, wanted(self.sparsity, rows * stop) - wanted(self.sparsity, rows * start))
+
+        return choose
+
+    def _smallest(self, scores: Array, *, whole: bool) -> Array:
+        """Return the mask of the lowest scores: of the `whole` layer, or of each output."""
+        if self._of:
+            return lowest_of_every(scores, *PATTERNS[self.pattern])
+        return lowest(scores, wanted(self.sparsity, scores.size)) if whole else lowest_by_output(scores, self.sparsity)
+
+    def _improve(self, original: Array, weights: Array, dropped: Array, moment: Array) -> None:
+        """Swap and refit some outputs at a time, in place."""
+        step = max(TOGETHER // original.shape[1], 1)
+        for start in range(0, len(original), step):
+            rows = slice(start, start + step)
+            local = Local(original[rows], weights[rows], dropped[rows], moment)
+            local.swap(self.swaps, self._of)
+            local.refit(self.refit)
+
+    def _wanted(self, shape: tuple[int, ...]) -> int:
+        groups, out, inner = shape
+        if not self._of:
+            return wanted(self.sparsity, groups * out * inner)
+        zeros, of = PATTERNS[self.pattern]
+        return groups * out * (inner // of) * zeros
+
+    @property
+    def _of(self) -> int:
+        """How many inputs a pattern speaks of; 0 without one."""
+        return PATTERNS[self.pattern][1] if self.pattern != "none" else 0

@@ -1,0 +1,145 @@
+"""Write zeros into the weights of layers, count them, and say what they gain: room in compressed files, and no time."""
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from math import nan, sqrt
+from statistics import median
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+
+from bevel.errors import PromiseBroken
+from bevel.ir.content import content
+from bevel.ir.cost import cost
+from bevel.passes.layers import Layer, layers
+
+Array = np.ndarray[Any, Any]
+
+# How hard to compress when the gain is measured, and how much of one weight at most.
+LEVEL: Final = 1
+SAMPLE: Final = 1 << 22
+
+
+@dataclass(frozen=True)
+class Zeroed:
+    """One weight after its zeros were written: `before` and `after` are its bytes when deflated.
+
+    `error` is the squared error of the layer's output as a share of its square, NaN where it was not looked at.
+    """
+
+    name: str
+    size: int
+    zeros: int
+    width: int
+    before: float
+    after: float
+    error: float = nan
+
+
+@dataclass
+class Ledger:
+    """What was written so far."""
+
+    entries: list[Zeroed] = field(default_factory=list)
+
+    def note(self, layer: Layer, source: ir.TensorProtocol, wanted: int, error: float = nan) -> None:
+        """Read what is in place of a weight now, and check that it has as many zeros as it should.
+
+        Raises `PromiseBroken` if not.
+        """
+        name, tensor = layer.weight.name or "", layer.weight.const_value
+        assert tensor is not None
+        with content(source) as old, content(tensor) as new:
+            zeros = new.size - int(np.count_nonzero(new))
+            entry = Zeroed(name, new.size, zeros, tensor.dtype.bitwidth, deflated(old), deflated(new), error)
+        if zeros < wanted:
+            raise PromiseBroken(f"{zeros} zeros, not {wanted}", where=f"initializer {name!r}")
+        self.entries.append(entry)
+
+    def notes(self, model: ir.Model) -> Iterator[str]:
+        """Say how many zeros there are, what they gain and do not gain, and what they did to the layers."""
+        size, zeros = sum(each.size for each in self.entries), sum(each.zeros for each in self.entries)
+        if not size:
+            yield "no layer was found to put zeros in"
+            return
+        share = zeros / max(cost(model).parameters, 1)
+        yield f"{zeros / size:.2%} of the weights of {len(self.entries)} layers are zero, {share:.1%} of all parameters"
+        yield "no time is gained: ONNX Runtime multiplies by zeros as by other numbers; the plain file keeps its size"
+        yield f"room gained where files are compressed: {self._room()}"
+        if errors := [(sqrt(each.error), each.name) for each in self.entries if each.error >= 0]:
+            worst, name = max(errors)
+            middle = median(error for error, _ in errors)
+            yield f"error of a layer's own output, relative: {middle:.2g} median, {worst:.2g} worst ({name})"
+
+    def _room(self) -> str:
+        before, after = sum(each.before for each in self.entries), sum(each.after for each in self.entries)
+        # a bit a weight says where the others are
+        packed = sum(each.size + (each.size - each.zeros) * each.width for each in self.entries) / 8
+        sizes = (f"{size / 1e6:.3g} MB" for size in (before, after, packed))
+        return "these weights deflate to {} before, {} now; {} as a bitmap and values".format(*sizes)
+
+
+def deflated(array: Array) -> float:
+    """Return how many bytes an array takes when it is deflated, judged by its first megabytes if it is long."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    part = flat[: max(SAMPLE // flat.itemsize, 1)]
+    return len(zlib.compress(part.tobytes(), LEVEL)) * (flat.size / part.size) if part.size else 0.0
+
+
+def chosen(model: ir.Model, only: Sequence[str], skip: Sequence[str]) -> tuple[list[Layer], tuple[str, ...]]:
+    """Return the layers whose weights may get zeros, and why others may not; patterns match weights and nodes."""
+    asked = [layer for layer in layers(model) if _asked(layer, only, skip)]
+    alone = [layer for layer in asked if len(layer.weight.uses()) == 1 and not layer.weight.is_graph_output()]
+    tied = {layer.weight.name for layer in asked} - {layer.weight.name for layer in alone}
+    return alone, (f"left alone: {', '.join(sorted(map(str, tied)))}, used more than once",) if tied else ()
+
+
+def _asked(layer: Layer, only: Sequence[str], skip: Sequence[str]) -> bool:
+    names = (layer.weight.name or "", layer.node.name or "")
+
+    def matches(patterns: Sequence[str]) -> bool:
+        return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+    return (not only or matches(only)) and not matches(skip)
+
+
+def matrices(layer: Layer, tensor: ir.TensorProtocol) -> Array:
+    """Return a weight as `[groups, out, in]` of double precision, the caller's own."""
+    with content(tensor) as array:
+        return np.array(layer.matrices(array), np.float64)
+
+
+def put(layer: Layer, weights: Array) -> None:
+    """Give a layer weights `[groups, out, in]`, rounded to the type it has."""
+    tensor, name = tensor_of(layer), layer.weight.name
+    array = np.ascontiguousarray(layer.array(weights).astype(tensor.dtype.numpy()))
+    layer.weight.const_value = ir.Tensor(array, dtype=tensor.dtype, name=name)
+
+
+def put_lazily(layer: Layer, compute: Callable[[Array], Array]) -> None:
+    """Give a layer weights that are computed from the ones it has when they are read."""
+    tensor, name = tensor_of(layer), layer.weight.name
+    dtype, kind = tensor.dtype, tensor.dtype.numpy()
+
+    def read() -> ir.TensorProtocol:
+        array = layer.array(compute(matrices(layer, tensor))).astype(kind)
+        return ir.Tensor(np.ascontiguousarray(array), dtype=dtype, name=name)
+
+    layer.weight.const_value = ir.LazyTensor(read, dtype=dtype, shape=ir.Shape(tensor.shape.numpy()), name=name)
+
+
+def tensor_of(layer: Layer) -> ir.TensorProtocol:
+    """Return the tensor of a layer's weight."""
+    tensor = layer.weight.const_value
+    assert tensor is not None
+    return tensor
+
+
+def output_error(original: Array, weights: Array, second: Array) -> float:
+    """Return the squared error of a layer's output as a share of its square: tr(D H D^T) / tr(W H W^T)."""
+    change = weights - original
+    energy = float(np.sum((original @ second) * original))
+    return float(np.sum((change @ second) * change)) / energy if energy > 0 else 0.0
