@@ -230,3 +230,11 @@ def test_a_size_that_is_an_output_keeps_its_dimension_whole():
 
 def test_a_size_that_shapes_a_tensor_follows():
     assert hidden("float[n, 2] z", "u = Relu (h)  r = Reshape (u, s)  z = MatMul (r, v2)").allows("select")
+
+
+def test_sizes_may_be_gathered_out_of_joined_ones():
+    """An edit leaves such graphs behind: sizes that only a run tells, taken from the operand that was there."""
+    statement = "d = Concat <axis=0> (s, s)  e = Gather (d, k)  u = Relu (h)  r = Reshape (u, e)  z = MatMul (r, v2)"
+    text = SIZES_READ.replace("RESULT", "float[n, 2] z").replace("STATEMENT", statement)
+    model = graph(text.replace("{", "<int64[2] k = {2, 3}> {", 1), {"w": (6, 8), "v": (8, 3), "v2": (8, 2)})
+    assert "w[1]" in [each.name for each in groups(model)]

@@ -60,6 +60,6 @@ def _after(node: ir.Node, index: int, origins: Origins, facts: Facts) -> Origins
     """Return what the output of shape arithmetic is made of: all of it, or the entries that a Gather takes."""
     places = node.inputs[1] if node.op_type == "Gather" and index == 0 else None
     taken = None if places is None else facts.integers_of(places)
-    if taken is None:
+    if taken is None or len(origins) < 2:  # one for all, however many entries there are
         return [frozenset().union(*origins)]
     return [origins[int(place)] for place in taken.ravel()]
