@@ -1,28 +1,83 @@
-"""Which groups a pass works on."""
+"""Which groups a pass works on.
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+A pattern is the name of a group or of one of its tensors (`*` and `?` stand for anything), or
+
+    op:Conv         groups with a tensor that a Conv takes
+    depth:0-5       groups that begin in one of the first six layers with weights
+    depth:75-100%   groups that begin in the last quarter of them
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Final
 
+from bevel.errors import UsageError
 from bevel.ir.axes import Axis, Dim, Product, atoms, resolve
 from bevel.ir.coupling import Freedom
 from bevel.ir.groups import Analysis, Group
+from bevel.passes.layers import layers
 
-MOST_REASONS = 5
-
-
-def choose(groups: Sequence[Group], kind: Freedom, only: Sequence[str], skip: Sequence[str]) -> list[Group]:
-    """Return the groups that allow an edit and are asked for; patterns match the name of the group or of a member."""
-    return [
-        group
-        for group in groups
-        if group.allows(kind) and (not only or _matches(group, only)) and not _matches(group, skip)
-    ]
+MOST_REASONS: Final = 8
+OPERATOR: Final = "op:"
+DEPTH: Final = "depth:"
+_DEPTHS: Final = re.compile(r"(?P<first>\d+)(-(?P<last>\d+))?(?P<share>%?)")
 
 
-def _matches(group: Group, patterns: Sequence[str]) -> bool:
-    names = {group.name, *(member.value.name or "" for member in group.members)}
-    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+def choose(analysis: Analysis, kind: Freedom, only: Sequence[str], skip: Sequence[str]) -> list[Group]:
+    """Return the groups that allow an edit, match one of `only`, if there are any, and none of `skip`.
+
+    Raises `UsageError` for a depth that is none, and where `only` matches nothing.
+    """
+    wanted, spared = _Patterns(analysis, only), _Patterns(analysis, skip)
+    asked = [group for group in analysis.groups if not only or wanted.match(group)]
+    if only and not asked:
+        raise UsageError(
+            f"no group matches {','.join(only)}", where="only", remedy="`bevel inspect` lists the groups of a model"
+        )
+    return [group for group in asked if group.allows(kind) and not spared.match(group)]
+
+
+class _Patterns:
+    """Patterns, read against one model."""
+
+    def __init__(self, analysis: Analysis, patterns: Sequence[str]) -> None:
+        self.names = [text for text in patterns if not text.startswith((OPERATOR, DEPTH))]
+        self.operators = [text.removeprefix(OPERATOR) for text in patterns if text.startswith(OPERATOR)]
+        depths = [text for text in patterns if text.startswith(DEPTH)]
+        weights = [layer.weight for layer in layers(analysis.model)] if depths else []
+        self.places = {weight: place for place, weight in reversed(list(enumerate(weights)))}  # tied: the first
+        self.depths = [_depths(text, len(weights)) for text in depths]
+
+    def match(self, group: Group) -> bool:
+        """Say whether any of the patterns means a group."""
+        names = {group.name, *(member.value.name or "" for member in group.members)}
+        operators = {node.op_type for member in group.members for node, _ in member.value.uses()}
+        return (
+            any(name == pattern or fnmatchcase(name, pattern) for name in names for pattern in self.names)
+            or any(fnmatchcase(operator, pattern) for operator in operators for pattern in self.operators)
+            or any(self._begin(group) in depths for depths in self.depths)
+        )
+
+    def _begin(self, group: Group) -> int:
+        """Return in which layer a group begins; -1 if it has no layer's weights."""
+        values = [member.value for member in group.members]
+        return min((self.places[value] for value in values if value in self.places), default=-1)
+
+
+def _depths(text: str, count: int) -> range:
+    """Read a range of layers, both ends included, or of per cents of them.
+
+    >>> _depths("depth:2-5", 40), _depths("depth:3", 40), _depths("depth:0-50%", 40)
+    (range(2, 6), range(3, 4), range(0, 20))
+    """
+    found = _DEPTHS.fullmatch(text.removeprefix(DEPTH))
+    if found is None or (found["share"] and not found["last"]):
+        raise UsageError(
+            f"{text!r} is no depth", remedy="write depth:0-5 for layers, or depth:0-50% for a share of them"
+        )
+    first, last = int(found["first"]), int(found["last"] or found["first"])
+    return range(first * count // 100, last * count // 100) if found["share"] else range(first, last + 1)
 
 
 def outermost(analysis: Analysis, groups: Sequence[Group]) -> list[Group]:
@@ -66,13 +121,28 @@ def _products(axis: Axis) -> Iterator[tuple[Axis, ...]]:
             yield from _products(term)
 
 
-def left_out(groups: Sequence[Group], kind: Freedom) -> list[str]:
-    """Say why groups do not allow an edit, the commonest reasons first."""
-    blocked = Counter(group.why(kind)[0] for group in groups if not group.allows(kind))
-    lines = [f"left alone: {reason}{_times(count)}" for reason, count in blocked.most_common(MOST_REASONS)]
-    rest = len(blocked) - MOST_REASONS
+def without(groups: Sequence[Group], taken: Sequence[Group]) -> list[Group]:
+    """Return the groups that are not among those taken."""
+    out = set(taken)
+    return [group for group in groups if group not in out]
+
+
+def left_out(groups: Sequence[Group], kind: Freedom, others: Mapping[str, Sequence[Group]] | None = None) -> list[str]:
+    """Say which groups are left alone and why: those that do not allow an edit, and `others` by reason.
+
+    The reasons that most groups have come first.
+    """
+    reasons: dict[str, list[Group]] = {}
+    for group in groups:
+        if not group.allows(kind):
+            reasons.setdefault(group.why(kind)[0], []).append(group)
+    reasons |= {reason: list(left) for reason, left in (others or {}).items() if left}
+    ordered = sorted(reasons.items(), key=lambda entry: -len(entry[1]))
+    lines = [f"left alone: {_names(left)}: {reason}" for reason, left in ordered[:MOST_REASONS]]
+    rest = len(ordered) - MOST_REASONS
     return [*lines, f"{rest} more reasons: `bevel inspect` lists them"] if rest > 0 else lines
 
 
-def _times(count: int) -> str:
-    return f" ({count} groups)" if count > 1 else ""
+def _names(groups: Sequence[Group]) -> str:
+    more = f" and {len(groups) - 1} more" if len(groups) > 1 else ""
+    return f"{groups[0].name} ({groups[0].size} entries){more}"

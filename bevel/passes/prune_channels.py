@@ -1,17 +1,26 @@
 """Remove the channels that matter least."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
 
+from bevel.errors import UsageError
 from bevel.ir.edit import FREE_TO_DROP, mask, select
-from bevel.ir.groups import Group, analyse
+from bevel.ir.forecast import Forecast
+from bevel.ir.groups import Analysis, Group, analyse
+from bevel.passes.allocation import ALLOCATIONS
+from bevel.passes.allocation.aim import Aim, Measured, Predicted, Ratio, Target
+from bevel.passes.allocation.keeps import Keeps, best
+from bevel.passes.allocation.ladder import ladder, natural_step, step_of
+from bevel.passes.allocation.problem import Problem, round_up
+from bevel.passes.allocation.schedule import Cut, Schedule, stages
 from bevel.passes.base import Context, Doc, Masked, Outcome, Pass, Promise, Range
-from bevel.passes.choice import choose, left_out, outermost
-from bevel.passes.importance import lift
+from bevel.passes.choice import choose, left_out, outermost, without
+from bevel.passes.importance import Aggregate, Normalize, lift
+
+DEFAULT_RATIO = 0.5
 
 
 @dataclass(frozen=True)
@@ -20,13 +29,15 @@ class PruneChannels(Pass):
 
     What it does: scores every entry of every group that allows it and drops the lowest, on all coupled tensors at once:
     residual streams of convolutional networks, hidden features, attention heads, key-value groups. Where an axis is a
-    product (heads times head size) only the outermost factor shrinks, so that no axis loses more than `ratio`. Graph
-    inputs and outputs, and axes over which a normalisation takes statistics, stay.
+    product (heads times head size) only the outermost factor shrinks, so that no axis loses more than `ratio`; `skip`
+    heads to shrink what is inside them. Graph inputs and outputs, and axes over which a normalisation takes statistics,
+    stay. How much goes is a `ratio` of the channels, or a `target` for parameters, size, macs or latency, which ONNX
+    Runtime measures. The report names what was left alone, and the node that is the reason.
 
     Promise: Masked. The result computes what the input computes with the consumers of the dropped channels zeroed.
     Accuracy falls with the ratio, unless something repairs it afterwards.
 
-    Example: prune-channels{ratio=0.25 importance=magnitude round-to=8}
+    Example: prune-channels{target="macs=0.5x" allocation=global skip=op:Gemm,depth:0-2}
 
     Source: Li et al. 2017, Pruning Filters for Efficient ConvNets; Fang et al. 2023, DepGraph.
     """
@@ -34,48 +45,90 @@ class PruneChannels(Pass):
     name: ClassVar[str] = "prune-channels"
     promise: ClassVar[Promise] = Masked()
 
-    ratio: Annotated[float, Range(0, 1), Doc("share of the channels to remove; every group keeps at least one")] = 0.5
+    ratio: Annotated[
+        float | None, Range(0, 1), Doc("share of the channels to remove; 0.5 where no target is given")
+    ] = None
+    target: Annotated[str | None, Doc('what it may cost: "macs=0.5x", parameters, size or (measured) latency')] = None
     importance: Annotated[str, Doc("what scores the channels: an installed importance")] = "magnitude"
-    scope: Annotated[
-        Literal["local", "global"],
-        Doc("compare within each group, or across groups on normalised scores"),
-    ] = "local"
-    round_to: Annotated[int, Range(1), Doc("round the channels kept up to a multiple of this")] = 1
-    only: Annotated[tuple[str, ...], Doc("patterns of groups or tensors to prune; everything if empty")] = ()
-    skip: Annotated[tuple[str, ...], Doc("patterns of groups or tensors to leave alone")] = ()
+    aggregate: Annotated[Aggregate | None, Doc("how coupled tensors add up; the importance's own way if none")] = None
+    normalize: Annotated[Normalize | None, Doc("how groups are compared; the importance's own way if none")] = None
+    allocation: Annotated[
+        Literal["uniform", "global", "isomorphic", "slope", "milp"],
+        Doc("how many each group loses: the same share; one threshold on scores, for all or for groups of a kind"),
+    ] = "uniform"
+    round_to: Annotated[
+        int | None, Range(1), Doc("keep a multiple of so many channels; none: what kernels like, for a latency, else 1")
+    ] = None
+    min_width: Annotated[int, Range(1), Doc("entries that every group keeps at least")] = 1
+    steps: Annotated[int, Range(1), Doc("prune a part, score again, and so on: how often")] = 1
+    schedule: Annotated[Schedule, Doc("how much each step takes")] = "linear"
+    only: Annotated[tuple[str, ...], Doc("groups or tensors to prune, op:TYPE, depth:0-5; everything if empty")] = ()
+    skip: Annotated[tuple[str, ...], Doc("groups or tensors to leave alone, op:TYPE, depth:0-5")] = ()
+
+    def __post_init__(self) -> None:
+        """Check the options, and that they do not contradict each other."""
+        super().__post_init__()
+        if self.target is not None:
+            Target.parse(self.target)
+        if self.target is not None and self.ratio is not None:
+            raise UsageError("ratio and target exclude each other", where=self.name, remedy="give one of them")
 
     def run(self, model: ir.Model, context: Context) -> Outcome:
         """Score, choose and drop."""
         analysis = analyse(model)
-        candidates = choose(analysis.groups, FREE_TO_DROP, self.only, self.skip)
-        groups = outermost(analysis, [group for group in candidates if self._width(group.size) < group.size])
-        scores = lift.score(self.importance, analysis, groups, context)
-        keeps = self._keeps(groups, scores)
+        keeps, notes = self._decide(analysis, context)
         select(analysis, keeps)
-        notes = (f"{len(keeps)} of {len(analysis.groups)} groups pruned", *scores.notes)
-        notes = (*notes, *left_out(analysis.groups, FREE_TO_DROP))
         return Outcome(reference=lambda original: mask(original, keeps), notes=notes)
 
-    def _keeps(self, groups: Sequence[Group], scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the entries to keep of every group that loses some, in their old order."""
-        widths = self._global_widths(groups, scores) if self.scope == "global" else {}
-        keeps = {}
-        for group in groups:
-            width = widths.get(group.name, self._width(group.size))
-            if width < group.size:
-                order = np.argsort(-scores[group.name], kind="stable")
-                keeps[group.name] = np.sort(order[:width])
-        return keeps
+    def _decide(self, analysis: Analysis, context: Context) -> tuple[Keeps, tuple[str, ...]]:
+        """Return the entries to keep, found in steps on clones, each step on what the one before it left."""
+        aim = self._aim(analysis.model, context)
+        groups, spared = self._groups(analysis, aim, context)
+        cut, done = Cut(analysis, {group.name: group.size for group in groups}), 0.0
+        notes: tuple[str, ...] = ()
+        for share in stages(aim.share, self.steps, self.schedule):
+            problem, said = self._problem(cut, aim, aim.done(done), context)
+            widths, reached = aim.widths(problem, ALLOCATIONS[self.allocation](problem), share)
+            cut, done, notes = cut.after(best(problem.scores, widths)), share, (*said, *reached)
+        return cut.keeps, (f"{len(cut.keeps)} of {len(analysis.groups)} groups pruned", *notes, *spared)
 
-    def _width(self, size: int) -> int:
-        return self._rounded(size - int(size * self.ratio), size)
+    def _aim(self, model: ir.Model, context: Context) -> Aim:
+        if self.target is None:
+            return Ratio(DEFAULT_RATIO if self.ratio is None else self.ratio)
+        target = Target.parse(self.target)
+        return Measured(target, model, context) if target.metric == "latency" else Predicted(target, model)
 
-    def _rounded(self, width: int, size: int) -> int:
-        return min(max(-(-width // self.round_to) * self.round_to, 1), size)
+    def _groups(self, analysis: Analysis, aim: Aim, context: Context) -> tuple[list[Group], list[str]]:
+        """Return the groups that can lose entries, at most one factor of each axis, and why the others cannot."""
+        chosen = choose(analysis, FREE_TO_DROP, self.only, self.skip)
+        able = [group for group in chosen if self._least(analysis, group, aim, context) < group.size]
+        taken = outermost(analysis, able)
+        free = [group for group in analysis.groups if group.allows(FREE_TO_DROP)]
+        others = {
+            "not asked for": without(free, chosen),
+            "no smaller width is allowed": without(chosen, able),
+            "another factor of the same axis shrinks": without(able, taken),
+        }
+        return taken, left_out(analysis.groups, FREE_TO_DROP, others)
 
-    def _global_widths(self, groups: Sequence[Group], scores: Mapping[str, np.ndarray]) -> dict[str, int]:
-        """Return how many entries of each group lie above one threshold for all."""
-        if not groups:
-            return {}
-        threshold = np.quantile(np.concatenate([scores[group.name] for group in groups]), self.ratio)
-        return {group.name: self._rounded(int((scores[group.name] >= threshold).sum()), group.size) for group in groups}
+    def _least(self, analysis: Analysis, group: Group, aim: Aim, context: Context) -> int:
+        """Return how far a group can shrink when all lose alike."""
+        wanted = group.size - int(group.size * aim.strongest)
+        return round_up(self._ladder(analysis, group, aim, context), wanted)
+
+    def _ladder(self, analysis: Analysis, group: Group, aim: Aim, context: Context) -> np.ndarray:
+        if self.round_to is not None:
+            step = step_of(analysis, group, self.round_to)
+        else:
+            step = natural_step(analysis, group, context.runtime.block) if isinstance(aim, Measured) else 1
+        return ladder(group.size, step, self.min_width)
+
+    def _problem(self, cut: Cut, aim: Aim, done: float, context: Context) -> tuple[Problem, tuple[str, ...]]:
+        """Score what is there now."""
+        present, groups = cut.present, cut.groups
+        scores = lift.score(self.importance, present, groups, context, self.aggregate, self.normalize)
+        ladders = {group.name: self._ladder(present, group, aim, context) for group in groups}
+        problem = Problem(
+            present, groups, scores, ladders, cut.sizes, context, Forecast(present), metric=aim.metric, done=done
+        )
+        return problem, scores.notes

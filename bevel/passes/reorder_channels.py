@@ -39,7 +39,7 @@ class ReorderChannels(Pass):
     def run(self, model: ir.Model, context: Context) -> Outcome:
         """Score and sort."""
         analysis = analyse(model)
-        groups = choose(analysis.groups, Freedom.PERMUTE, self.only, self.skip)
+        groups = choose(analysis, Freedom.PERMUTE, self.only, self.skip)
         scores = lift.score(self.importance, analysis, groups, context, self.aggregate)
         permute(analysis, {name: np.argsort(-values, kind="stable") for name, values in scores.items()})
         notes = (f"{len(groups)} of {len(analysis.groups)} groups reordered",)
