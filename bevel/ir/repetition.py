@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import onnx_ir as ir
 
-from bevel.ir.blocks import Block, common_name
+from bevel.ir.blocks import Block, common_name, find_blocks
+from bevel.ir.names import free_names
 
 # An attention and a feed-forward block in a layer, cross-attention between them, alternating kinds of layers.
 LONGEST_PERIOD = 8
@@ -17,15 +19,8 @@ LONGEST_PERIOD = 8
 class Layer:
     """One or several residual blocks in a row: a transformer's attention and feed-forward network."""
 
+    name: str
     blocks: tuple[Block, ...]
-
-    @property
-    def name(self) -> str:
-        """What the names of its blocks begin with, or the first and the last of them."""
-        names = [block.name for block in self.blocks]
-        if len(names) == 1:
-            return names[0]
-        return common_name(f"{name.partition('/')[0] or name}." for name in names) or f"{names[0]}..{names[-1]}"
 
     @property
     def start(self) -> ir.Value:
@@ -49,11 +44,11 @@ class Layer:
 
 
 def chains(blocks: Sequence[Block]) -> list[list[Block]]:
-    """Join blocks of which each starts where the one before ends, in the order of the graph."""
-    following = {block.source: block for block in reversed(blocks)}
+    """Join blocks of which each starts with what the one before ends with, in the order of the graph."""
+    following = {block.start: block for block in reversed(blocks)}
     ends = {block.end for block in blocks}
     found, taken = [], set[Block]()
-    for first in sorted(blocks, key=lambda block: block.source in ends):
+    for first in sorted(blocks, key=lambda block: block.start in ends):
         chain: list[Block] = []
         block: Block | None = first
         while block is not None and block not in taken:
@@ -67,7 +62,43 @@ def chains(blocks: Sequence[Block]) -> list[list[Block]]:
 
 def layers(blocks: Sequence[Block]) -> tuple[Layer, ...]:
     """Group blocks into the layers that repeat; a block that belongs to no repetition is a layer of its own."""
-    return tuple(Layer(tuple(part)) for chain in chains(blocks) for part in _cut(chain))
+    parts = [tuple(part) for chain in chains(blocks) for part in _cut(chain)]
+    taken = set[str]()
+    return tuple(Layer(_free(_name(part), taken), part) for part in parts)
+
+
+def singles(blocks: Sequence[Block]) -> tuple[Layer, ...]:
+    """Make a layer of every block."""
+    return tuple(Layer(block.name, (block,)) for block in blocks)
+
+
+def runs(blocks: Sequence[Block], taken: Collection[Block]) -> list[Layer]:
+    """Join those of the blocks that are taken and follow one another."""
+    parts = [tuple(part) for chain in chains(blocks) for wanted, part in groupby(chain, taken.__contains__) if wanted]
+    return [Layer(_ends(part), part) for part in parts]
+
+
+def same_layers(copy: ir.Model, found: Sequence[Layer]) -> list[Layer]:
+    """Return in a copy of a model the layers that were found in the model."""
+    blocks = {block.name: block for block in find_blocks(copy).blocks}
+    return [Layer(layer.name, tuple(blocks[block.name] for block in layer.blocks)) for layer in found]
+
+
+def _name(part: Sequence[Block]) -> str:
+    """Return what the names of blocks begin with, or the first and the last of them."""
+    begin = common_name(f"{block.name.partition('/')[0] or block.name}." for block in part)
+    return begin if begin and len(part) > 1 else _ends(part)
+
+
+def _ends(part: Sequence[Block]) -> str:
+    return part[0].name if len(part) == 1 else f"{part[0].name}..{part[-1].name}"
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """Take a name, with a number if it is taken."""
+    found = name if name not in taken else next(free_names(name, taken))
+    taken.add(found)
+    return found
 
 
 def _cut(chain: list[Block]) -> list[list[Block]]:
