@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from bevel.passes.base import Context, Runtime
 from bevel.passes.layers import Layer
+from bevel.passes.normalization import align, is_normalization
 from bevel.passes.unfold import geometry, sums
 from bevel.passes.walk import Walk
 
@@ -31,20 +32,28 @@ def moments(
 ) -> Iterator[tuple[Layer, Moments]]:
     """Yield each layer, in the order of the graph, with the moments of its input over about so many samples.
 
-    The samples are the context's calibration, or made up. A caller that changes a layer's weight before it asks for the
+    The samples are the context's calibration, or made up: then normalizations go by the statistics of these (see
+    `bevel.passes.normalization.align`). A caller that changes a layer's weight before it asks for the
     next makes the moments of later layers see the change.
     """
-    order = {node: place for place, node in enumerate(model.graph)}
+    by_node = {layer.node: layer for layer in wanted}
     walk = Walk(model, context.calibration.samples(samples), context.runtime)
     last: tuple[object, Moments] | None = None
-    for done, layer in enumerate(sorted(wanted, key=lambda layer: order[layer.node])):
-        context.progress("statistics", done, len(wanted))
-        walk.reach(layer.node)
+    done = 0
+    for node in model.graph:
+        if context.calibration.made_up and done < len(by_node) and is_normalization(node):
+            align(walk, node)
+        if node not in by_node:
+            continue
+        context.progress("statistics", done, len(by_node))
+        done += 1
+        layer = by_node[node]
+        walk.reach(node)
         key = (layer.data, geometry(layer))
         if last is None or last[0] != key:
             last = key, gather(layer, walk.values(layer.data), context.runtime)
         yield layer, last[1]
-    context.progress("statistics", len(wanted), len(wanted))
+    context.progress("statistics", len(by_node), len(by_node))
 
 
 def gather(layer: Layer, arrays: Iterable[Array], runtime: Runtime) -> Moments:

@@ -25,6 +25,7 @@ class Walk:
         self._place = {node: place for place, node in enumerate(self._nodes)}
         self._last = _last_uses(self._nodes)
         self._done = 0
+        self._overridden: dict[ir.Value, ir.TensorProtocol] = {}
         self._feeds: list[dict[ir.Value, Any]] = [_given(model, feed) for feed in feeds]
 
     def reach(self, node: ir.Node) -> None:
@@ -34,6 +35,11 @@ class Walk:
             return
         piece, self._done = self._nodes[self._done : place], place
         self._run(piece)
+
+    def override(self, value: ir.Value, array: Array) -> None:
+        """Let an initializer have another content on this walk; the model keeps its own."""
+        assert value.const_value is not None
+        self._overridden[value] = ir.tensor(array.astype(value.const_value.dtype.numpy()), name=value.name)
 
     def values(self, value: ir.Value) -> Iterator[Array]:
         """Yield a value that the node reached takes, feed by feed."""
@@ -75,6 +81,9 @@ class Walk:
             inputs, wanted, nodes=piece, initializers=weights, opset_imports=graph.opset_imports, name=graph.name
         )
         copy = view.clone()
+        for value in weights:
+            if value in self._overridden:
+                copy.initializers[value.name or ""].const_value = self._overridden[value]
         for mine, value in zip(copy.inputs, inputs, strict=True):
             _retype(mine, [feed[value] for feed in self._feeds if value in feed])
         model = ir.Model(copy, ir_version=self._model.ir_version, functions=list(self._model.functions.values()))
