@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from recovery_data import LENGTH, VOCABULARY, Images, Windows, digits, source_code
+from recovery_data import LENGTH, VOCABULARY, Images, Windows, accuracy, digits, perplexity, source_code
 from recovery_models import CNN, GPT, ViT
 from rich.console import Console
 from rich.table import Table
@@ -67,17 +67,6 @@ class Trial:
     seed: int
     files: tuple[bytes, bytes, bytes]
     seconds: tuple[float, float]
-
-
-def accuracy(logits: Array, labels: Array) -> float:
-    return float((logits.argmax(-1) == labels).mean())
-
-
-def perplexity(logits: Array, labels: Array) -> float:
-    top = logits.max(-1, keepdims=True)
-    log_sum = np.log(np.exp(logits - top).sum(-1)) + top[..., 0]
-    chosen = np.take_along_axis(logits, labels[..., None], -1)[..., 0]
-    return float(np.exp((log_sum - chosen).mean()))
 
 
 @cache

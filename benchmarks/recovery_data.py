@@ -1,11 +1,13 @@
-"""What the networks are trained and tested on: scikit-learn's digits, and the source of Python's standard library."""
+"""What networks are trained and tested on: scikit-learn's digits, and the source of Python's standard library."""
 
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -18,6 +20,8 @@ HELD_OUT_FILES = 0.1  # every tenth file
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
 VOCABULARY = len(CHARACTERS) + 1  # the last stands for every other character
 LENGTH = 128
+
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -92,3 +96,14 @@ def encoded(files: list[Path]) -> Tensor:
     return torch.frombuffer(
         bytearray(text.encode("latin-1", errors="replace").translate(numbers)), dtype=torch.uint8
     ).long()
+
+
+def accuracy(logits: Array, labels: Array) -> float:
+    return float((logits.argmax(-1) == labels).mean())
+
+
+def perplexity(logits: Array, labels: Array) -> float:
+    top = logits.max(-1, keepdims=True)
+    log_sum = np.log(np.exp(logits - top).sum(-1)) + top[..., 0]
+    chosen = np.take_along_axis(logits, labels[..., None], -1)[..., 0]
+    return float(np.exp((log_sum - chosen).mean()))
