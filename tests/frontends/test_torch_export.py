@@ -274,6 +274,25 @@ def test_a_known_remedy_is_applied_for_a_while_and_noted(note):
     assert vars(module.config.part) == REMEDIES[note]
 
 
+class FusedPart(nn.Module):
+    """It can be exported only where its parts do not fuse, as timm's attention with a bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.fused_attn = True
+
+    def forward(self, x):
+        assert not (self.fused_attn and torch.compiler.is_exporting()), "Cannot view a tensor"
+        return x + 1
+
+
+def test_a_remedy_may_be_a_setting_of_a_part():
+    module = nn.Sequential(FusedPart(), FusedPart())
+    model = load(module, X)
+    assert model.metadata_props[NOTES] == "fused_attn=False"
+    assert all(part.fused_attn for part in module)
+
+
 def test_nothing_is_noted_where_nothing_was_needed():
     assert NOTES not in load(Configured(_attn_implementation_internal="eager"), X).metadata_props
 

@@ -24,7 +24,7 @@ NOTES: Final = "bevel.export"
 
 @dataclass(frozen=True)
 class Remedy:
-    """A setting of the configurations in a module (as those of transformers) under which it can be exported.
+    """A setting under which a module can be exported: of its parts, or of the configurations that those hold.
 
     It is tried after failures whose reason contains `sign`. What the module computes is the same.
     """
@@ -35,21 +35,21 @@ class Remedy:
     sign: str = ""
 
     def places(self, module: nn.Module) -> list[Any]:
-        """Return the configurations in a module that have another value."""
-        found = [config for config in configurations(module) if self.setting in vars(config)]
-        return [config for config in found if vars(config)[self.setting] not in (None, self.value)]
+        """Return the parts and configurations of a module that have another value."""
+        found = [place for place in (*module.modules(), *configurations(module)) if self.setting in vars(place)]
+        return [place for place in found if vars(place)[self.setting] not in (None, self.value)]
 
     @contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:
-        """Change the setting, and put every configuration back as it was."""
-        before = [(config, vars(config)[self.setting]) for config in self.places(module)]
-        for config, _ in before:
-            setattr(config, self.setting, self.value)
+        """Change the setting, and put every place back as it was."""
+        before = [(place, vars(place)[self.setting]) for place in self.places(module)]
+        for place, _ in before:
+            setattr(place, self.setting, self.value)
         try:
             yield
         finally:
-            for config, value in before:
-                setattr(config, self.setting, value)
+            for place, value in before:
+                setattr(place, self.setting, value)
 
 
 WITHOUT_CACHE: Final = Remedy("use_cache=False", "use_cache", False)
@@ -59,6 +59,8 @@ AFTER_FAILURE: Final = (
     # The exporter has no form of the products over ragged groups of rows; this gathers each token's experts instead.
     Remedy('experts_implementation="batched_mm"', "_experts_implementation_internal", "batched_mm", "grouped_mm"),
     Remedy('attn_implementation="eager"', "_attn_implementation_internal", "eager"),
+    # timm's name for the same choice: the strides of torch's fused attention are not those of its decomposition.
+    Remedy("fused_attn=False", "fused_attn", False),
 )
 
 
