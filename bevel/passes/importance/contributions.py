@@ -33,9 +33,12 @@ class Contributions:
         """Return a part for each activation that is read: the mean square of the channels of an entry, added up."""
         parts: Parts = {}
         # Layers that read one value, as queries, keys and values do, say the same.
-        pairs = dict.fromkeys(
-            (group, read) for each in self.consumers for read in each.readings for group in each.groups
-        )
+        pairs = {
+            (group, reading): None
+            for consumer in self.consumers
+            for reading in consumer.readings
+            for group in consumer.groups
+        }
         for group, reading in pairs:
             if reading in self.seen:
                 parts.setdefault(group.name, []).append(self._lifted(self.seen[reading].energy, reading, group))

@@ -39,5 +39,6 @@ def distances(filters: np.ndarray) -> np.ndarray:
         some = slice(start, start + ROWS)
         # |a - b|^2 = |a|^2 + |b|^2 - 2 ab
         apart = squares[some, None] + squares[None, :] - 2 * (centred[some] @ centred.T)
+        np.fill_diagonal(apart[:, start:], 0)  # from itself; rounding would leave some
         totals.append(np.sqrt(np.maximum(apart, 0)).sum(1, dtype=np.float64))
     return np.concatenate(totals)
