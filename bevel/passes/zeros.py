@@ -27,6 +27,8 @@ SAMPLE: Final = 1 << 22
 class Zeroed:
     """One weight after its zeros were written: `before` and `after` are its bytes when deflated.
 
+    `places` is how many bits say where the zeros are: one a weight, or one a tile.
+
     `error` is the squared error of the layer's output as a share of its square, NaN where it was not looked at.
     """
 
@@ -36,6 +38,7 @@ class Zeroed:
     width: int
     before: float
     after: float
+    places: int
     error: float = nan
 
 
@@ -45,7 +48,9 @@ class Ledger:
 
     entries: list[Zeroed] = field(default_factory=list)
 
-    def note(self, layer: Layer, source: ir.TensorProtocol, wanted: int, error: float = nan) -> None:
+    def note(
+        self, layer: Layer, source: ir.TensorProtocol, wanted: int, error: float = nan, places: int | None = None
+    ) -> None:
         """Read what is in place of a weight now, and check that it has as many zeros as it should.
 
         Raises `PromiseBroken` if not.
@@ -54,7 +59,8 @@ class Ledger:
         assert tensor is not None
         with content(source) as old, content(tensor) as new:
             zeros = new.size - int(np.count_nonzero(new))
-            entry = Zeroed(name, new.size, zeros, tensor.dtype.bitwidth, deflated(old), deflated(new), error)
+            sizes, bits = (deflated(old), deflated(new)), new.size if places is None else places
+            entry = Zeroed(name, new.size, zeros, tensor.dtype.bitwidth, *sizes, bits, error)
         if zeros < wanted:
             raise PromiseBroken(f"{zeros} zeros, not {wanted}", where=f"initializer {name!r}")
         self.entries.append(entry)
@@ -76,8 +82,7 @@ class Ledger:
 
     def _room(self) -> str:
         before, after = sum(each.before for each in self.entries), sum(each.after for each in self.entries)
-        # a bit a weight says where the others are
-        packed = sum(each.size + (each.size - each.zeros) * each.width for each in self.entries) / 8
+        packed = sum(each.places + (each.size - each.zeros) * each.width for each in self.entries) / 8
         sizes = (f"{size / 1e6:.3g} MB" for size in (before, after, packed))
         return "these weights deflate to {} before, {} now; {} as a bitmap and values".format(*sizes)
 

@@ -1,4 +1,5 @@
 import numpy as np
+import onnx
 import pytest
 
 import bevel
@@ -316,8 +317,6 @@ def test_it_works_without_data():
 
 def test_half_precision_stays():
     text = "half (float16[n, 8] x) => (float16[n, 4] y) { y = MatMul (x, w) }"
-    import onnx
-
     proto = onnx.parser.parse_model('<ir_version: 10, opset_import: ["" : 21]> ' + text)
     array = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float16)
     proto.graph.initializer.append(onnx.numpy_helper.from_array(array, "w"))
