@@ -14,7 +14,7 @@ from bevel.ir.repetition import Layer, runs, same_layers
 from bevel.passes.angles import SAMPLES, angles
 from bevel.passes.base import Context, Doc, Masked, Outcome, Pass, Promise, Range
 from bevel.passes.bridging import bridges
-from bevel.passes.influence import drift, influences
+from bevel.passes.influence import drift, influences, least
 from bevel.passes.stretches import refusals, wanted
 
 
@@ -83,14 +83,14 @@ class DropBlocks(Pass):
         if self.greedy:
             return self._one_by_one(model, free, count, context)
         rank = angles if self.by == "angular" else influences
-        return _least(rank(model, free, context, self.samples), count)
+        return least(rank(model, free, context, self.samples), count)
 
     def _one_by_one(self, model: ir.Model, units: Sequence[Layer], count: int, context: Context) -> dict[str, float]:
         """Drop the unit whose absence moves the outputs least, then the next besides it, and so on."""
         found: dict[str, float] = {}
         for _ in range(count):
             errors = influences(model, units, context, self.samples, off=found)
-            found |= _least({name: error for name, error in errors.items() if name not in found}, 1)
+            found |= least({name: error for name, error in errors.items() if name not in found}, 1)
         return found
 
     def _told(self, ranks: Mapping[str, float], units: int) -> str:
@@ -112,8 +112,3 @@ class DropBlocks(Pass):
         inputs = "made-up inputs" if context.calibration.made_up else "the calibration inputs"
         told = [f"the outputs move by {errors[0]:.2g} of their size on {inputs}"]
         return [*told, f"with linear maps in the place of blocks by {errors[1]:.2g}"] if fitted else told
-
-
-def _least(ranks: Mapping[str, float], count: int) -> dict[str, float]:
-    """Return the lowest ranks, the lowest first."""
-    return dict(sorted(ranks.items(), key=lambda item: item[1])[:count])

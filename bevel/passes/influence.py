@@ -82,13 +82,24 @@ def influences(
 def drift(model: ir.Model, others: Sequence[ir.Model], context: Context, samples: int = SAMPLES) -> list[float]:
     """Return how far each of several models' outputs are from those of `model`."""
     found = []
-    for other in others:
-        total = Drift()
-        with context.runtime.open(model) as runs, context.runtime.open(other) as moved:
-            for feed in context.calibration.samples(samples):
-                total.add(runs.run(feed), moved.run(feed))
-        found.append(total.error)
+    with context.runtime.open(model) as runs:
+        for done, other in enumerate(others):
+            context.progress("errors", done, len(others))
+            total = Drift()
+            with context.runtime.open(other) as moved:
+                for feed in context.calibration.samples(samples):
+                    total.add(runs.run(feed), moved.run(feed))
+            found.append(total.error)
     return found
+
+
+def least(ranks: Mapping[str, float], count: int) -> dict[str, float]:
+    """Return the lowest ranks, the lowest first.
+
+    >>> least({"a": 3.0, "b": 1.0, "c": 2.0}, 2)
+    {'b': 1.0, 'c': 2.0}
+    """
+    return dict(sorted(ranks.items(), key=lambda item: item[1])[:count])
 
 
 def with_switches(model: ir.Model, stretches: Sequence[Stretch]) -> tuple[ir.Model, Mapping[str, str]]:
