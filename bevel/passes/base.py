@@ -131,14 +131,19 @@ class Runtime(Protocol):
         """
 
 
+# Statistics of a layer's input come from a few thousand rows (tokens, pixels) at least: 128 samples have more.
+SAMPLES = 128
+
+
 @dataclass(frozen=True)
 class Context:
-    """What a pass may know beside the model and its options."""
+    """What a pass may know beside the model and its options; `samples` is how many inputs statistics are made of."""
 
     seed: int
     calibration: Calibration
     runtime: Runtime
     progress: Progress = silent
+    samples: int = SAMPLES
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,6 @@ from bevel.passes.walk import Walk
 
 Array = np.ndarray[Any, Any]
 
-SAMPLES = 128
-
 
 @dataclass(frozen=True)
 class Moments:
@@ -28,16 +26,16 @@ class Moments:
 
 
 def moments(
-    model: ir.Model, wanted: Sequence[Layer], context: Context, samples: int = SAMPLES
+    model: ir.Model, wanted: Sequence[Layer], context: Context, samples: int | None = None
 ) -> Iterator[tuple[Layer, Moments]]:
     """Yield each layer, in the order of the graph, with the moments of its input over about so many samples.
 
     The samples are the context's calibration, or made up: then normalizations go by the statistics of these (see
-    `bevel.passes.normalization.align`). A caller that changes a layer's weight before it asks for the
-    next makes the moments of later layers see the change.
+    `bevel.passes.normalization.align`). Without a number, the context says how many. A caller that changes a layer's
+    weight before it asks for the next makes the moments of later layers see the change.
     """
     by_node = {layer.node: layer for layer in wanted}
-    walk = Walk(model, context.calibration.samples(samples), context.runtime)
+    walk = Walk(model, context.calibration.samples(samples or context.samples), context.runtime)
     last: tuple[object, Moments] | None = None
     done = 0
     for node in model.graph:

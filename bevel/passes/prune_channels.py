@@ -1,6 +1,6 @@
 """Remove the channels that matter least."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -16,9 +16,10 @@ from bevel.passes.allocation.keeps import Keeps, best
 from bevel.passes.allocation.ladder import ladder, natural_step, step_of
 from bevel.passes.allocation.problem import Problem, round_up
 from bevel.passes.allocation.schedule import Cut, Schedule, stages
-from bevel.passes.base import Context, Doc, Masked, Outcome, Pass, Promise, Range
+from bevel.passes.base import SAMPLES, Context, Doc, Masked, Outcome, Pass, Promise, Range
 from bevel.passes.choice import choose, left_out, outermost, without
 from bevel.passes.importance import Aggregate, Normalize, lift
+from bevel.passes.refit import Refit, refit, scatter
 
 DEFAULT_RATIO = 0.5
 
@@ -34,12 +35,17 @@ class PruneChannels(Pass):
     stay. How much goes is a `ratio` of the channels, or a `target` for parameters, size, macs or latency, which ONNX
     Runtime measures. The report names what was left alone, and the node that is the reason.
 
-    Promise: Masked. The result computes what the input computes with the consumers of the dropped channels zeroed.
-    Accuracy falls with the ratio, unless something repairs it afterwards.
+    With `refit`, what the layers gave before is then restored as far as the channels left can: least squares on
+    unlabelled inputs, layer by layer, and new statistics for normalizations. Give it calibration data; without any, it
+    makes inputs up (noise, random tokens), which works for networks with BatchNormalization that is not folded yet.
 
-    Example: prune-channels{target="macs=0.5x" allocation=global skip=op:Gemm,depth:0-2}
+    Promise: Masked. The result computes what the input computes with the consumers of the dropped channels zeroed; with
+    `refit`, what the input computes so with the refitted weights at their places.
 
-    Source: Li et al. 2017, Pruning Filters for Efficient ConvNets; Fang et al. 2023, DepGraph.
+    Example: prune-channels{target="macs=0.5x" importance=obs refit=true skip=op:Gemm,depth:0-2}
+
+    Source: Li et al. 2017, Pruning Filters for Efficient ConvNets; Fang et al. 2023, DepGraph; Wang et al. 2024,
+    Structurally Prune Anything (pruning and refitting without data); the fit is described in `bevel.passes.refit`.
     """
 
     name: ClassVar[str] = "prune-channels"
@@ -62,6 +68,8 @@ class PruneChannels(Pass):
     min_width: Annotated[int, Range(1), Doc("entries that every group keeps at least")] = 1
     steps: Annotated[int, Range(1), Doc("prune a part, score again, and so on: how often")] = 1
     schedule: Annotated[Schedule, Doc("how much each step takes")] = "linear"
+    refit: Annotated[bool, Doc("fit the layers that are left to what they gave before, on unlabelled inputs")] = False
+    samples: Annotated[int, Range(1), Doc("inputs to gather statistics from: rows of the first axis")] = SAMPLES
     only: Annotated[tuple[str, ...], Doc("groups or tensors to prune, op:TYPE, depth:0-5; everything if empty")] = ()
     skip: Annotated[tuple[str, ...], Doc("groups or tensors to leave alone, op:TYPE, depth:0-5")] = ()
 
@@ -74,11 +82,19 @@ class PruneChannels(Pass):
             raise UsageError("ratio and target exclude each other", where=self.name, remedy="give one of them")
 
     def run(self, model: ir.Model, context: Context) -> Outcome:
-        """Score, choose and drop."""
+        """Score, choose and drop; then refit, if asked to."""
+        context = replace(context, samples=self.samples)
         analysis = analyse(model)
         keeps, notes = self._decide(analysis, context)
+        original = model.clone()
         select(analysis, keeps)
-        return Outcome(reference=lambda original: mask(original, keeps), notes=notes)
+        fitted = refit(original, model, keeps, context) if self.refit else Refit()
+
+        def reference(given: ir.Model) -> None:
+            scatter(given, keeps, fitted.contents)
+            mask(given, keeps)
+
+        return Outcome(reference=reference, notes=(*notes, *fitted.notes))
 
     def _decide(self, analysis: Analysis, context: Context) -> tuple[Keeps, tuple[str, ...]]:
         """Return the entries to keep, found in steps on clones, each step on what the one before it left."""

@@ -55,22 +55,26 @@ class Refit:
     @property
     def notes(self) -> tuple[str, ...]:
         """Say what was done, for the report."""
+        if not self.layers:
+            return ()
         tied = (f"{self.tied} layers share their weight with others and were not refitted",) if self.tied else ()
         return (f"{self.layers} layers refitted, {self.normalizations} normalizations given new statistics", *tied)
 
 
-def refit(original: ir.Model, pruned: ir.Model, keeps: Indices, context: Context, samples: int) -> Refit:
+def refit(original: ir.Model, pruned: ir.Model, keeps: Indices, context: Context) -> Refit:
     """Fit every layer of `pruned`, in place, that pruning has touched to what it gave in `original`.
 
     `keeps` says which entries of the groups of `original` are left. With made-up inputs, normalizations use the
     statistics of those inputs along the way, so that what lies between them is distributed as in training, and only the
     change of the statistics is kept.
     """
-    return _Fitting(original, pruned, keeps, context, samples).run()
+    return _Fitting(original, pruned, keeps, context).run()
 
 
 def scatter(original: ir.Model, keeps: Indices, contents: Mapping[str, Array]) -> None:
     """Put the content of fitted initializers at their places in the unpruned model: what pruning is compared with."""
+    if not contents:
+        return
     analysis = analyse(original)
     taken = _taken(analysis, keeps)
     for name, small in contents.items():
@@ -96,12 +100,12 @@ def _places(analysis: Analysis, value: ir.Value, taken: Mapping[Dim, Array]) -> 
 class _Fitting:
     """The two models on their way, side by side."""
 
-    def __init__(self, original: ir.Model, pruned: ir.Model, keeps: Indices, context: Context, samples: int) -> None:
+    def __init__(self, original: ir.Model, pruned: ir.Model, keeps: Indices, context: Context) -> None:
         self.context = context
         self.analysis = analyse(original)
         self.taken = _taken(self.analysis, keeps)
         self.pruned = pruned
-        self.feeds: list[Feed] = list(context.calibration.samples(samples))
+        self.feeds: list[Feed] = list(context.calibration.samples(context.samples))
         self.whole = Walk(original, self.feeds, context.runtime)
         self.small = Walk(pruned, self.feeds, context.runtime)
         self.result = Refit()

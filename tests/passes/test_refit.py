@@ -74,7 +74,7 @@ def test_a_layer_after_a_cut_is_the_damped_least_squares_solution():
     model = graph(LINEAR, LINEAR_WEIGHTS)
     keep = np.array([0, 3, 4, 6, 7])
     small = pruned(model, {"w1[1]": keep})
-    refit(model, small, {"w1[1]": keep}, context(ROWS, model), 1000)
+    refit(model, small, {"w1[1]": keep}, context(ROWS, model))
     w1, w2, b2 = (model.graph.initializers[name].const_value.numpy() for name in ("w1", "w2", "b2"))
     h = np.concatenate([feed["x"] for feed in ROWS]) @ w1
     covariance = np.cov(h.T, bias=True)
@@ -89,7 +89,7 @@ def test_refitting_lowers_the_error_and_keeps_the_promise():
     model = normalized()
     keeps = {"w1[0]": np.array([0, 2, 5, 6])}
     cut, fitted = pruned(model, keeps), pruned(model, keeps)
-    result = refit(model, fitted, keeps, context(IMAGES, model), 1000)
+    result = refit(model, fitted, keeps, context(IMAGES, model))
     assert (result.layers, result.normalizations) == (1, 0)  # nothing before the last layer sums over what was cut
     assert error(model, fitted, IMAGES) < 0.8 * error(model, cut, IMAGES)
     reference = model.clone()
@@ -102,7 +102,7 @@ def test_a_fitted_weight_at_another_place_is_caught():
     model = normalized()
     keeps = {"w1[0]": np.array([0, 2, 5, 6])}
     fitted = pruned(model, keeps)
-    result = refit(model, fitted, keeps, context(IMAGES, model), 1000)
+    result = refit(model, fitted, keeps, context(IMAGES, model))
     reference = model.clone()
     scatter(reference, keeps, {name: array[:, ::-1] for name, array in result.contents.items()})
     mask(reference, keeps)
@@ -119,13 +119,13 @@ def test_a_fitted_weight_at_another_place_is_caught():
 def test_architectures_are_fitted_and_equal_their_reference(name):
     model = bevel.load(zoo.model(name))
     feeds = _calibration(None, model, 0)
-    here = Context(0, feeds, Execution())
+    here = Context(0, feeds, Execution(), samples=16)
     analysis = analyse(model)
     groups = outermost(analysis, choose(analysis, FREE_TO_DROP, (), ()))
     scores = lift.score("obs", analysis, groups, here)
     keeps = {name: np.sort(np.argsort(-values)[: -(-len(values) // 2)]) for name, values in scores.items()}
     small = pruned(model, keeps)
-    result = refit(model, small, keeps, here, 16)
+    result = refit(model, small, keeps, here)
     assert result.layers
     reference = model.clone()
     scatter(reference, keeps, result.contents)
@@ -138,7 +138,7 @@ def test_noise_leaves_statistics_alone_that_pruning_does_not_touch():
     keep = {"w1[0]": np.arange(8)}
     untouched = model.clone()
     feeds = Calibration(lambda: IMAGES, "noise", lambda count: context(IMAGES, model).calibration)
-    result = refit(model, untouched, keep, Context(0, feeds, Execution()), 1000)
+    result = refit(model, untouched, keep, Context(0, feeds, Execution()))
     assert result.layers == 0 and result.normalizations == 2
     for name in ("m1", "v1", "m2", "v2"):
         before, after = (each.graph.initializers[name].const_value.numpy() for each in (model, untouched))

@@ -10,7 +10,7 @@ from bevel.ir.groups import Analysis, Group
 from bevel.passes.base import Context
 from bevel.passes.importance import importance
 from bevel.passes.layers import Layer, layers
-from bevel.passes.moments import SAMPLES, Moments, moments
+from bevel.passes.moments import Moments, moments
 from bevel.passes.second_order import SecondOrder
 from bevel.passes.shift import can_shift
 
@@ -30,7 +30,7 @@ def obs(analysis: Analysis, groups: Sequence[Group], context: Context) -> Mappin
     readers = _readers(analysis, groups)
     found: dict[str, list[Array]] = {}
     orders: dict[int, list[SecondOrder]] = {}
-    for layer, moment in moments(analysis.model, list(readers), context, SAMPLES):
+    for layer, moment in moments(analysis.model, list(readers), context):
         shifted = can_shift(layer)
         key = id(moment) + shifted
         if key not in orders:  # layers that read one value share its moments
