@@ -82,6 +82,7 @@ class Net:
         for weight, array in planted.items():
             self.put(weight, array)
         rng = np.random.default_rng(1)
+        self.made_up = False
         self.feeds = [{"x": rng.standard_normal((4, *self.shape)).astype(np.float32)} for _ in range(3)]
 
     def __getitem__(self, name):
@@ -92,7 +93,9 @@ class Net:
 
     @property
     def context(self):
-        return Context(0, Calibration(lambda: self.feeds, "a test"), Execution())
+        calibration = Calibration(lambda: self.feeds, "a test")
+        made_up = Calibration(lambda: self.feeds, "a test", more=lambda count: calibration)
+        return Context(0, made_up if self.made_up else calibration, Execution())
 
     def inner(self, name):
         """All that a value inside the network is on the feeds, in double precision."""

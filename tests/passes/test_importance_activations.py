@@ -186,6 +186,17 @@ def test_joined_statistics_are_those_of_all_places():
     np.testing.assert_allclose(together.variance, whole.var(0))
 
 
+def test_made_up_inputs_leave_normalisations_distributed_as_training_did():
+    net = Net("convs")
+    by_data = statistics(net, "b")
+    net.made_up = True
+    mean, seen = net["mean"], statistics(net, "b")
+    np.testing.assert_allclose(seen.mean, net["shift"], atol=1e-3)
+    np.testing.assert_allclose(seen.variance, np.square(net["gain"]), rtol=1e-3)
+    assert np.abs(by_data.mean - net["shift"]).max() > 0.1
+    np.testing.assert_array_equal(net["mean"], mean)
+
+
 def test_the_model_that_is_measured_stays_as_it_is():
     net = Net("convs")
     before = [value.name for value in net.model.graph.outputs], len(net.model.graph), len(net.model.graph.initializers)

@@ -11,8 +11,9 @@ from bevel.ir.names import Names
 from bevel.ir.resize import add_initializer
 from bevel.passes.base import Context
 from bevel.passes.importance.consumers import Reading
+from bevel.passes.normalization import MEAN, VARIANCE, align, is_normalization, parameter
+from bevel.passes.walk import Walk
 
-SAMPLES = 128
 AXES_ARE_AN_INPUT = 18  # of reductions, from this opset on
 
 
@@ -38,20 +39,33 @@ class Channels:
         return Channels(count, self.mean + share * gap, variance)
 
 
-def measure(
-    model: ir.Model, readings: Sequence[Reading], context: Context, samples: int = SAMPLES
-) -> dict[Reading, Channels]:
-    """Return the statistics of the activations that can be read: those of the main graph whose rank is known."""
+def measure(model: ir.Model, readings: Sequence[Reading], context: Context) -> dict[Reading, Channels]:
+    """Return the statistics of the activations that can be read: those of the main graph whose rank is known.
+
+    On made-up inputs, normalizations go by the statistics of these (see `bevel.passes.normalization.align`).
+    """
     readable = [reading for reading in dict.fromkeys(readings) if _readable(reading.value, model)]
     if not readable:
         return {}
     found: dict[Reading, Channels] = {}
-    measuring = _Measuring(model, readable)
+    measuring = _Measuring(model, readable, _aligned(model, context))
     with context.runtime.open(measuring.model) as runs:
-        for done, feed in enumerate(context.calibration.samples(samples)):
+        for done, feed in enumerate(context.calibration.samples(context.samples)):
             context.progress("statistics", done, done + 1)
             for reading, seen in measuring.read(runs.run(feed)):
                 found[reading] = found[reading].joined(seen) if reading in found else seen
+    return found
+
+
+def _aligned(model: ir.Model, context: Context) -> dict[ir.Value, np.ndarray]:
+    """Return what the means and variances of normalizations are on made-up inputs."""
+    nodes = [node for node in model.graph if is_normalization(node)] if context.calibration.made_up else []
+    if not nodes:
+        return {}
+    found: dict[ir.Value, np.ndarray] = {}
+    walk = Walk(model, context.calibration.samples(context.samples), context.runtime)
+    for node in nodes:
+        found[parameter(node, MEAN)], found[parameter(node, VARIANCE)] = align(walk, node)
     return found
 
 
@@ -64,9 +78,12 @@ def _readable(value: ir.Value, model: ir.Model) -> bool:
 class _Measuring:
     """A copy of a model that gives out statistics instead of its outputs."""
 
-    def __init__(self, model: ir.Model, readings: Sequence[Reading]) -> None:
+    def __init__(self, model: ir.Model, readings: Sequence[Reading], contents: Mapping[ir.Value, np.ndarray]) -> None:
         self.readings = readings
         self.model = model.clone()
+        for value, array in contents.items():
+            dtype = (value.dtype or ir.DataType.FLOAT).numpy()
+            self.model.graph.initializers[value.name or ""].const_value = ir.tensor(array.astype(dtype))
         self._names = Names(self.model)
         self._version = self.model.opset_imports.get("", 1)
         self.model.graph.outputs.clear()
