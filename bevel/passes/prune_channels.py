@@ -1,7 +1,7 @@
 """Remove the channels that matter least."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -10,7 +10,7 @@ from bevel.errors import UsageError
 from bevel.ir.edit import FREE_TO_DROP, mask, select
 from bevel.ir.forecast import Forecast
 from bevel.ir.groups import Analysis, Group, analyse
-from bevel.passes.allocation import ALLOCATIONS
+from bevel.passes.allocation import ALLOCATIONS, Named
 from bevel.passes.allocation.aim import Aim, Measured, Predicted, Ratio, Target
 from bevel.passes.allocation.keeps import Keeps, best
 from bevel.passes.allocation.ladder import ladder, natural_step, step_of
@@ -59,8 +59,7 @@ class PruneChannels(Pass):
     aggregate: Annotated[Aggregate | None, Doc("how coupled tensors add up; the importance's own way if none")] = None
     normalize: Annotated[Normalize | None, Doc("how groups are compared; the importance's own way if none")] = None
     allocation: Annotated[
-        Literal["uniform", "global", "isomorphic", "slope", "milp"],
-        Doc("how many each group loses: the same share; one threshold on scores, for all or for groups of a kind"),
+        Named, Doc("how many each group loses: the same share, by scores, by angles, or by damage per cost")
     ] = "uniform"
     round_to: Annotated[
         int | None, Range(1), Doc("keep a multiple of so many channels; none: what kernels like, for a latency, else 1")

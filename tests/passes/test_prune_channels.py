@@ -13,7 +13,7 @@ from bevel.passes.prune_channels import PruneChannels
 from tests import zoo
 from tests.graphs import graph, mlp, snapshot
 
-ALLOCATIONS = ("uniform", "global", "isomorphic", "slope", "milp")
+ALLOCATIONS = ("uniform", "global", "isomorphic", "angular", "slope", "milp")
 
 TWO = """
 two (float[n, 6] x) => (float[n, 3] y) {
