@@ -57,7 +57,7 @@ class PruneWeights(Pass):
     pattern: Annotated[Literal["none", "2:4", "4:8"], Doc("zeros in every so many consecutive inputs, or anywhere")] = (
         "none"
     )
-    swaps: Annotated[int, Range(0), Doc("rounds of exchanging a dropped for a kept weight of each output")] = 0
+    swaps: Annotated[int, Range(0), Doc("how many kept weights of an output may be exchanged for dropped ones")] = 0
     refit: Annotated[int, Range(0), Doc("conjugate-gradient steps towards the best values of the kept weights")] = 0
     samples: Annotated[int, Range(1), Doc("how many samples to take statistics over")] = 128
     only: Annotated[tuple[str, ...], Doc("patterns of weights or nodes to prune; everything if empty")] = ()

@@ -5,7 +5,7 @@ a kept `w_k` and giving a dropped `w_p` its best value changes it by
 
     w_k^2 H_kk - 2 w_k G_k - (G_p - w_k H_kp)^2 / H_pp,    G = (w - w0) H
 
-A swap is taken where that is negative, the best one of each output in each round. This is a local search in the problem
+A swap is taken where that is negative, the best one of each output in turn. This is a local search in the problem
 of iCBS (Rosenberg et al. 2024: a binary quadratic program a block, which they anneal), with the layer's second moment.
 """
 
@@ -15,8 +15,10 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-# Weights on either side that are paired in a round: the cheapest to drop, and those most worth to have back.
+# Weights on either side that are paired: the cheapest to drop, and those most worth to have back.
 CANDIDATES: Final = 16
+# Swaps that one look for candidates serves.
+REUSED: Final = 4
 # Least gain of a swap, as a share of the error: less is rounding.
 LEAST_GAIN: Final = 1e-9
 
@@ -38,19 +40,18 @@ class Local:
         total: Array = np.sum((self.weights - self.original) * self._gradient, axis=1)
         return total
 
-    def swap(self, rounds: int, of: int = 0) -> int:
-        """Swap kept and dropped weights for so many rounds, or until no output gains; return how many were swapped.
+    def swap(self, most: int, of: int = 0) -> int:
+        """Swap kept and dropped weights, at most so many of an output, while that lowers its error; return how many.
 
         With `of`, only among the same `of` consecutive inputs.
         """
-        total = 0
-        for _ in range(rounds if of <= self.weights.shape[1] else 0):
-            gains, kept, back = self._best_within(of) if of else self._best()
-            rows = np.flatnonzero(gains < -LEAST_GAIN * np.abs(self.errors))
-            if not len(rows):
+        total, left = 0, most if of <= self.weights.shape[1] else 0
+        while left > 0:
+            kept, back = self._pairs_within(of) if of else self._pairs()
+            swapped = [self._exchange(kept, back) for _ in range(min(REUSED, left))]
+            total, left = total + sum(swapped), left - len(swapped)
+            if not swapped[0]:
                 break
-            self._apply(rows, kept[rows], back[rows])
-            total += len(rows)
         return total
 
     def refit(self, steps: int) -> None:
@@ -68,40 +69,40 @@ class Local:
             before, power = power, np.sum(residual * scaled, axis=1)
             direction = scaled + _ratio(power, before)[:, None] * direction
 
-    def _costs(self) -> tuple[Array, Array]:
-        """Return what dropping each kept weight costs, and what each dropped one brings back (infinite elsewhere)."""
+    def _pairs(self) -> tuple[Array, Array]:
+        """Return for each output which weights are likely to be swapped: those to go, and those to come back."""
         cost = self.weights * (self.weights * self._diagonal - 2 * self._gradient)
         gain = self._gradient**2 / self._diagonal
-        return np.where(self.dropped, np.inf, cost), np.where(self.dropped, gain, -np.inf)
-
-    def _best(self) -> tuple[Array, Array, Array]:
-        """Return each output's best swap among the likeliest: its change of the error, what goes, what comes back."""
-        cost, gain = self._costs()
         count = min(CANDIDATES, cost.shape[1])
-        kept = np.argpartition(cost, count - 1, axis=1)[:, :count]
-        back = np.argpartition(-gain, count - 1, axis=1)[:, :count]
-        change = self._change(kept[:, :, None], back[:, None, :], cost)
+        kept = np.argpartition(np.where(self.dropped, np.inf, cost), count - 1, axis=1)[:, :count]
+        back = np.argpartition(np.where(self.dropped, -gain, np.inf), count - 1, axis=1)[:, :count]
+        return kept[:, :, None], back[:, None, :]
+
+    def _pairs_within(self, of: int) -> tuple[Array, Array]:
+        """Return all pairs inside the same `of` inputs, for every output alike."""
+        places = np.arange(self.weights.shape[1] // of * of).reshape(1, -1, of)
+        return places[:, :, :, None], places[:, :, None, :]
+
+    def _exchange(self, kept: Array, back: Array) -> int:
+        """Make each output's best swap among the pairs, where that gains; return how many were made."""
+        change = self._change(kept, back)
         best = change.reshape(len(change), -1).argmin(axis=1)
-        rows = np.arange(len(change))
-        left, right = np.divmod(best, count)
-        return change[rows, left, right], kept[rows, left], back[rows, right]
+        gained = np.take_along_axis(change.reshape(len(change), -1), best[:, None], axis=1)[:, 0]
+        rows = np.flatnonzero(gained < -LEAST_GAIN * np.abs(self.errors))
+        goes, comes = (
+            np.broadcast_to(side, change.shape).reshape(len(change), -1)[rows, best[rows]] for side in (kept, back)
+        )
+        self._apply(rows, goes, comes)
+        return len(rows)
 
-    def _best_within(self, of: int) -> tuple[Array, Array, Array]:
-        """Return each output's best swap inside the same `of` inputs."""
-        cost, _ = self._costs()
-        whole = cost.shape[1] // of * of
-        places = np.arange(whole).reshape(-1, of)
-        kept, back = np.broadcast_arrays(places[None, :, :, None], places[None, :, None, :])
-        change = self._change(kept, back, cost)
-        rows, best = np.arange(len(change)), change.reshape(len(change), -1).argmin(axis=1)
-        return change.reshape(len(change), -1)[rows, best], kept.reshape(-1)[best], back.reshape(-1)[best]
-
-    def _change(self, kept: Array, back: Array, cost: Array) -> Array:
+    def _change(self, kept: Array, back: Array) -> Array:
         """Return by how much swaps change the error; infinite where one side is not what it should be."""
-        rows = np.arange(len(cost)).reshape(-1, *[1] * (kept.ndim - 1))
-        left = self._gradient[rows, back] - self.weights[rows, kept] * self.moment[kept, back]
-        change = cost[rows, kept] - left**2 / self._diagonal[back]
-        return np.where(self.dropped[rows, back], change, np.inf)
+        rows = np.arange(len(self.weights)).reshape(-1, *[1] * (kept.ndim - 1))
+        lost = self.weights[rows, kept]
+        cost = lost * (lost * self._diagonal[kept] - 2 * self._gradient[rows, kept])
+        left = self._gradient[rows, back] - lost * self.moment[kept, back]
+        possible = self.dropped[rows, back] & ~self.dropped[rows, kept]
+        return np.where(possible, cost - left**2 / self._diagonal[back], np.inf)
 
     def _apply(self, rows: Array, kept: Array, back: Array) -> None:
         lost = self.weights[rows, kept]
