@@ -57,6 +57,18 @@ def test_its_pass_runs_in_a_pipeline(python, tmp_path):
     assert (weights["b1"] == original["b1"]).all()
 
 
+def test_its_importance_decides_what_goes(python, tmp_path):
+    onnx.save(proto(MLP, MLP_WEIGHTS), tmp_path / "mlp.onnx")
+    text = "prune-channels{ratio=0.5 importance=places}"
+    done = python("-m", "bevel.cli", "optimize", "mlp.onnx", "-p", text, "-o", "out.onnx")
+    assert done.returncode == 0, done.stderr
+    weights = {
+        tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(tmp_path / "out.onnx").graph.initializer
+    }
+    original = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto(MLP, MLP_WEIGHTS).graph.initializer}
+    assert (weights["b1"] == original["b1"][:4]).all()
+
+
 def test_its_author_checks_it_with_one_call(python):
     code = """
 from bevel.testing import check_pass

@@ -1,1 +1,1 @@
-"""A plugin for Bevel: one pass and one operator rule."""
+"""A plugin for Bevel: one pass, one importance and one operator rule."""
