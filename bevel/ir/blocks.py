@@ -17,13 +17,18 @@ from typing import Final, NamedTuple
 
 import onnx_ir as ir
 
-from bevel.ir.canonical.dead import subgraphs
+from bevel.ir.canonical.dead import is_used, subgraphs
 from bevel.ir.cost import multiplies
 from bevel.ir.names import free_names
 from bevel.ir.stream import channel_axis
 
 # Operators through which the stream goes unchanged but for its type or a constant factor.
 PASSING: Final = frozenset({"Identity", "Dropout", "Cast", "QuantizeLinear", "DequantizeLinear", "Mul", "Div"})
+# Operators that add their first two operands, by domain. The fused ones normalise the sum, too: their tail is inside.
+SUMS: Final = frozenset({("", "Add"), ("", "Sum")})
+FUSED: Final = frozenset(
+    ("com.microsoft", name) for name in ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
+)
 # Pooling mixes positions without multiplying matrices (PoolFormer).
 POOLS: Final = frozenset({"AveragePool", "MaxPool", "LpPool"})
 # A norm written out in single operators has eleven nodes.
@@ -132,7 +137,7 @@ class _Finder:
         self.places = {node: place for place, node in enumerate(graph)}
         self.blocks: list[Block] = []
         self.refused: list[Refused] = []
-        self.skips = {node: [_climb(value) for value in node.inputs] for node in graph if _is_sum(node)}
+        self.skips = {node: [_climb(value) for value in node.inputs[:2]] for node in graph if _is_sum(node)}
         sources = [skip.source for skips in self.skips.values() for skip in skips if skip is not None]
         # Sets of starts are integers, one bit a start: of which a value is computed, and of which by a product.
         self.bits = {source: 1 << index for index, source in enumerate(dict.fromkeys(sources))}
@@ -182,7 +187,7 @@ class _Finder:
 
     def _skips(self, add: ir.Node) -> Iterator[_Skip | None]:
         """Yield where each operand comes from; in (x + f(x)) + g(x) the first one from x."""
-        for value, skip in zip(add.inputs, self.skips[add], strict=True):
+        for value, skip in zip(add.inputs[:2], self.skips[add], strict=True):
             inner = self.origins.get(value) if value is not None else None
             alone = inner is not None and value is not None and len(value.uses()) == 1
             yield _Skip(inner) if alone and inner is not None else skip
@@ -207,8 +212,12 @@ def operands(node: ir.Node) -> Iterator[ir.Value]:
 
 
 def _is_sum(node: ir.Node) -> bool:
-    """Say whether a node adds two computed values."""
-    return node.op_type in ("Add", "Sum") and not node.domain and len(_computed(node)) == 2 == len(node.inputs)
+    """Say whether a node adds two computed values, and gives nothing else out."""
+    kind = (node.domain, node.op_type)
+    if kind in SUMS:
+        return len(_computed(node)) == 2 == len(node.inputs)
+    addends, others = node.inputs[:2], node.outputs[1:]
+    return kind in FUSED and _computed(node) == list(addends) and not any(map(is_used, others))
 
 
 def _computed(node: ir.Node) -> list[ir.Value]:

@@ -8,7 +8,7 @@ import bevel
 from bevel.ir.blocks import common_name, find_blocks
 from bevel.ir.repetition import chains, layers
 from tests import zoo
-from tests.graphs import graph
+from tests.graphs import graph, proto
 
 W = {"w": (4, 4), "v": (4, 4)}
 
@@ -98,6 +98,22 @@ def test_a_tail_that_repeats_belongs_to_the_block():
     """
     blocks = found(body, {**W, "g": (4,), "h": (4,)}).blocks
     assert [(block.start.name, block.end.name) for block in blocks] == [("x", "x1"), ("x1", "x2")]
+
+
+def test_a_sum_that_is_fused_with_its_norm_is_a_block():
+    text = """
+    m (float[n, t, 4] x) => (float[n, t, 4] y) {
+      a = MatMul (x, w)  x1 = com.microsoft.SkipLayerNormalization (a, x, g, h)
+      b = MatMul (x1, v)  y = com.microsoft.SkipLayerNormalization (x1, b, g, h)
+    }
+    """
+    source = proto(text, {**W, "g": (4,), "h": (4,)})
+    source.opset_import.add(domain="com.microsoft", version=1)
+    blocks = find_blocks(bevel.load(source)).blocks
+    assert [(block.start.name, block.end.name) for block in blocks] == [("x", "x1"), ("x1", "y")]
+    source.graph.node[1].output.extend(["", "", "sum"])
+    source.graph.output.add(name="sum")
+    assert [block.end.name for block in find_blocks(bevel.load(source)).blocks] == ["y"]
 
 
 def test_a_norm_after_the_last_sum_of_a_pre_norm_model_stays_outside():
