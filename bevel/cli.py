@@ -1,4 +1,4 @@
-"""The command line: `optimize`, and `bevel inspect|passes|rules|verify|to-torch|merge-delta|optimize`.
+"""The command line: `optimize`, and `bevel inspect|passes|importances|rules|verify|to-torch|merge-delta|optimize`.
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 a promise or budget was missed, 2 bad input or
 usage, 3 a pass raised, 130 interrupted. What needs onnx, numpy or onnxruntime is imported inside the commands, so that
@@ -143,6 +143,17 @@ def passes(name: str | None) -> None:
 
     known = registry.passes()
     click.echo(explained(known[name]) if name else "\n".join(listed(known)))
+
+
+@bevel.command()
+@click.argument("name", required=False)
+def importances(name: str | None) -> None:
+    """List what can score channels, or explain one."""
+    from bevel import registry
+    from bevel.commands.listing import explained_importance, listed
+
+    known = registry.importances()
+    click.echo(explained_importance(name, known[name]) if name else "\n".join(listed(known)))
 
 
 @bevel.command()

@@ -206,6 +206,15 @@ def test_passes_are_listed_and_explained():
     assert "did you mean 'fold'" in run("passes", "fodl").stderr
 
 
+def test_importances_are_listed_and_explained():
+    listed = run("importances").stdout
+    assert "lamp                 Score each entry, in each tensor by itself, by its energy" in listed
+    explained = run("importances", "magnitude").stdout
+    assert "Li et al. 2017" in explained
+    assert "aggregate: norm\nnormalize: mean" in explained
+    assert "did you mean 'magnitude'" in run("importances", "magnitud").stderr
+
+
 def test_rules_are_listed():
     assert "Conv" in run("rules").stdout
     assert "bevel.ir.rules" in run("rules", "MatMul").stdout

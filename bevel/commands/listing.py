@@ -1,21 +1,22 @@
-"""`bevel passes` and `bevel rules`: what is installed, from its own docstrings and fields."""
+"""`bevel passes`, `bevel importances` and `bevel rules`: what is installed, from its own docstrings and fields."""
 
 import inspect
 from collections.abc import Iterator
 
 from bevel.errors import UsageError, nearest
 from bevel.passes.base import Pass
+from bevel.passes.importance import Importance, Scores
 from bevel.passes.options import schema
 from bevel.registry import OWN_DISTRIBUTION, Registry
 
 NAME_WIDTH = 20
 
 
-def listed(passes: Registry) -> Iterator[str]:
-    """Yield a line per pass, and what is wrong with one that cannot be loaded."""
-    for name in passes:
+def listed(known: Registry) -> Iterator[str]:
+    """Yield a line for each pass or importance, and what is wrong with one that cannot be loaded."""
+    for name in known:
         try:
-            yield f"{name:<{NAME_WIDTH}} {_summary(passes[name])}{_origin(passes, name)}"
+            yield f"{name:<{NAME_WIDTH}} {_summary(known[name])}{_origin(known, name)}"
         except UsageError as error:
             yield f"{name:<{NAME_WIDTH}} cannot be used: {error.where}: {error.what}"
 
@@ -23,8 +24,14 @@ def listed(passes: Registry) -> Iterator[str]:
 def explained(cls: type[Pass]) -> str:
     """Return a pass's documentation: its docstring, promise and options."""
     rows = [f"  {option}" for option in schema(cls)] or ["  none"]
-    doc = inspect.cleandoc(cls.__doc__ or "")
-    return "\n".join((f"{cls.name}", "", doc, "", f"Promise: {cls.promise}", "Options:", *rows))
+    return "\n".join((f"{cls.name}", "", _documentation(cls), "", f"Promise: {cls.promise}", "Options:", *rows))
+
+
+def explained_importance(name: str, found: Scores) -> str:
+    """Return an importance's documentation: its docstring, and how it makes one score for each entry."""
+    chosen = found if isinstance(found, Importance) else Importance(found)
+    ways = (f"aggregate: {chosen.aggregate}", f"normalize: {chosen.normalize}")
+    return "\n".join((name, "", _documentation(chosen), "", *ways))
 
 
 def operators(wanted: str | None) -> Iterator[str]:
@@ -45,10 +52,15 @@ def operators(wanted: str | None) -> Iterator[str]:
         yield f"{place}\n{inspect.getdoc(rule) or ''}".rstrip()
 
 
-def _summary(cls: type[Pass]) -> str:
-    return inspect.cleandoc(cls.__doc__ or "").partition("\n")[0]
+def _summary(found: object) -> str:
+    return _documentation(found).partition("\n")[0]
 
 
-def _origin(passes: Registry, name: str) -> str:
-    origin = passes.origin(name)
+def _documentation(found: object) -> str:
+    documented = found.scores if isinstance(found, Importance) else found
+    return inspect.cleandoc(documented.__doc__ or "")
+
+
+def _origin(known: Registry, name: str) -> str:
+    origin = known.origin(name)
     return "" if origin.startswith(f"{OWN_DISTRIBUTION} ") else f"  [{origin}]"

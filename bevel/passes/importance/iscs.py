@@ -42,11 +42,11 @@ def iscs(analysis: Analysis, groups: Sequence[Group], context: Context) -> Mappi
 
 @importance(normalize="mean")
 def iscs_slices(analysis: Analysis, groups: Sequence[Group], context: Context) -> Mapping[str, np.ndarray]:
-    """Score each entry by its place in an order of slices: each starts with the best entry that is left by `iscs`, and
-    is filled with the entries whose filters correlate least with it.
+    """Score each entry by its place in an order of slices, each filled with filters that correlate least.
 
-    So what is kept is diverse. The scores count places from the end of the order, the same in every group. A variant of
-    our own of the paper's grouping, with slices of 16; see `iscs`.
+    A slice starts with the entry left that `iscs` scores best, and takes the 15 whose filters correlate least with it:
+    so what is kept is diverse. The scores count places from the end of the order, the same in every group. A variant of
+    our own of the paper's grouping; see `iscs`.
     """
     scores = {name: parts.sum(0) for name, parts in iscs(analysis, groups, context).items()}
     alike: dict[str, np.ndarray] = {}
