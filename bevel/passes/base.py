@@ -104,7 +104,7 @@ class Runs(Protocol):
         """Return every output by name."""
 
 
-Slope: TypeAlias = Literal["drawn", "predicted", "curvature", "flow"]
+Slope: TypeAlias = Literal["fisher", "predicted", "curvature", "flow"]
 """A kind of gradient that needs no labels; `bevel/backends/torch/gradients.py` says what each is."""
 
 
@@ -124,7 +124,7 @@ class Runtime(Protocol):
     def gradients(
         self, model: ir.Model, feeds: Iterable[Mapping[str, Any]], kind: Slope, seed: int
     ) -> Iterator[Mapping[str, np.ndarray]]:
-        """Yield gradients by the names of the initializers that are learnt: for each feed if drawn, else once.
+        """Yield gradients by the names of the initializers that are learnt: for each feed if `fisher`, else once.
 
         Raises `UnsupportedModel`, which names the node, where a model cannot be differentiated, and `UsageError` where
         PyTorch is not installed.

@@ -1,15 +1,17 @@
-"""Losses without labels: a model's outputs read as a distribution, whose answers stand for the labels.
+"""Losses without labels: a model's outputs are read as a distribution, which stands for them.
 
 An output that is a softmax, or that a matrix product gives (logits), is a distribution over its last axis; any other
 output of floats is read as the mean of a normal distribution, as wide as the output is large. Where an output is a
 distribution over classes, only such outputs count: what a language model hands to its next call is no answer.
 
-Two answers are taken. One is *drawn*: then the gradients' second moment is the Fisher information, and half of its
-quadratic form is what an edit changes the model's answers by (the Kullback-Leibler divergence, or the relative squared
-error), to second order. The answers of a feed's rows are drawn apart, so that products between rows vanish in the mean
-and one backward pass does for all rows. The other is the *predicted* answer, the likeliest class, which is what a label
-mostly is; the mean of a normal distribution is the output itself, which has no gradient, so there the loss is half the
-output's squared norm.
+Of such a distribution the Fisher information `F` is known, and an edit `d` of the weights moves the model's answers by
+`d F d / 2` to second order: that is the Kullback-Leibler divergence, or half the relative squared error of numbers. The
+gradient of `fisher` is a random vector whose second moment is `F`. Labels drawn from the model would give one, too, but
+a model that is sure of itself nearly always draws the label that teaches nothing.
+
+What training would see is `predicted`: the loss against the likeliest class, or, since numbers that are their own
+targets have no loss, half their squared norm. Logits are divided by their standard deviation first, where it is above
+one: a loss that is zero up to rounding has no gradient, and a trained network's often is.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from bevel.errors import UnsupportedModel
 Reading: TypeAlias = Literal["probabilities", "logits", "numbers"]
 Loss: TypeAlias = Callable[[Tensor, Reading], Tensor]
 
-_PRODUCTS: Final = ("MatMul", "Gemm", "LogSoftmax")
+_GIVE_LOGITS: Final = ("MatMul", "Gemm", "LogSoftmax")
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,16 @@ class Answers:
 
     def loss(self, outputs: Sequence[Any], loss: Loss) -> Tensor:
         """Add the losses of the outputs that count. Raises `UnsupportedModel` where there is none."""
-        floats = [
-            (output, kind)
-            for output, kind in zip(outputs, self.readings, strict=True)
-            if isinstance(output, Tensor) and output.is_floating_point() and output.numel()
-        ]
-        if not floats:
+        pairs = [(output, kind) for output, kind in zip(outputs, self.readings, strict=True) if _is_answer(output)]
+        if not pairs:
             raise UnsupportedModel("gives no floats to differentiate", where="model outputs")
-        chosen = [pair for pair in floats if pair[1] != "numbers"] or floats
+        chosen = [pair for pair in pairs if pair[1] != "numbers"] or pairs
         return torch.stack([loss(output, kind) for output, kind in chosen]).sum()
+
+
+def _is_answer(output: Any) -> bool:
+    """Say whether an output is a tensor of floats with something in it."""
+    return isinstance(output, Tensor) and output.is_floating_point() and output.numel() > 0
 
 
 def reading(value: ir.Value) -> Reading:
@@ -66,39 +69,41 @@ def reading(value: ir.Value) -> Reading:
         return "numbers"
     if node.op_type == "Softmax" and node.attributes.get_int("axis", -1) in (-1, len(value.shape) - 1):
         return "probabilities"
-    return "logits" if node.op_type in _PRODUCTS else "numbers"
+    return "logits" if node.op_type in _GIVE_LOGITS else "numbers"
 
 
-def drawn(output: Tensor, kind: Reading) -> Tensor:
-    """Return the negative log-likelihood of drawn answers, over the root of their number.
+def fisher(output: Tensor, kind: Reading) -> Tensor:
+    """Return what has a gradient `g` with `E[g g^T]` the mean over all rows, or numbers, of their Fisher information.
 
-    >>> drawn(torch.full((4, 2), 0.5), "probabilities") / 4**0.5
-    tensor(0.6931)
+    With normal `e`, `sum(sqrt(p) e log p)` has by logits the gradient `sqrt(p) e - p sum(sqrt(p) e)`, whose covariance
+    is that of a class drawn from `p`. Rows are drawn apart, so their cross products vanish in the mean.
     """
     if kind == "numbers":
-        noise = torch.randn_like(output)
-        return (noise * output / _scale(output)).sum() / math.sqrt(output.numel())
+        return (torch.randn_like(output) * output / _size(output)).sum() / math.sqrt(output.numel())
     rows = _log_probabilities(output, kind)
-    answers = torch.multinomial(rows.detach().exp(), 1)
-    return -rows.gather(1, answers).sum() / math.sqrt(len(rows))
+    roots = (rows.detach() / 2).exp()
+    return (roots * torch.randn_like(rows) * rows).sum() / math.sqrt(len(rows))
 
 
 def predicted(output: Tensor, kind: Reading) -> Tensor:
-    """Return the mean loss against the likeliest answer, or half the squared norm of numbers."""
+    """Return the mean loss against the likeliest class, or half the mean square of numbers.
+
+    >>> predicted(torch.tensor([[0.5, 0.25, 0.25]]), "probabilities")
+    tensor(0.6931)
+    """
     if kind == "numbers":
-        return (output / _scale(output)).square().mean() / 2
-    rows = _log_probabilities(output, kind)
-    return -rows.amax(1).mean()
+        return (output / _size(output)).square().mean() / 2
+    if kind == "logits":
+        output = output / output.detach().std(-1).mean().clamp_min(1)
+    return -_log_probabilities(output, kind).amax(1).mean()
 
 
 def _log_probabilities(output: Tensor, kind: Reading) -> Tensor:
     """Return log-probabilities [rows, classes]."""
     flat = output.flatten(0, -2)
-    if kind == "probabilities":
-        return flat.clamp_min(torch.finfo(flat.dtype).tiny).log()
-    return flat.log_softmax(1)
+    return flat.clamp_min(torch.finfo(flat.dtype).tiny).log() if kind == "probabilities" else flat.log_softmax(1)
 
 
-def _scale(output: Tensor) -> Tensor:
+def _size(output: Tensor) -> Tensor:
     """Return the root mean square of an output, as a constant."""
     return output.detach().square().mean().sqrt().clamp_min(torch.finfo(output.dtype).tiny)

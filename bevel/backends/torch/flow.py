@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from bevel.backends.torch.answers import Reading
+
 if TYPE_CHECKING:
     from bevel.backends.torch.differentiable import Differentiable
 
@@ -32,10 +34,9 @@ def positive(network: Differentiable) -> Iterator[None]:
         yield
 
 
-def summed(outputs: Sequence[Any]) -> Tensor:
-    """Return the sum of all outputs of floats."""
-    floats = [output for output in outputs if isinstance(output, Tensor) and output.is_floating_point()]
-    return torch.stack([output.sum() for output in floats]).sum()
+def summed(output: Tensor, kind: Reading) -> Tensor:
+    """Return the sum of an output."""
+    return output.sum()
 
 
 class _Scaling(TorchFunctionMode):

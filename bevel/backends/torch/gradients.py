@@ -4,7 +4,7 @@ There are four kinds. The first three need inputs, the last only their shapes.
 
 | kind        | what is given                                                                                   |
 |-------------|-------------------------------------------------------------------------------------------------|
-| `drawn`     | for each feed, the gradient of the negative log-likelihood of an answer drawn from the model    |
+| `fisher`    | for each feed, a random gradient whose second moment is the Fisher information (`answers.py`)   |
 | `predicted` | once, the mean over the feeds of the gradient of the loss against the answer that it gives      |
 | `curvature` | once, the Hessian of that mean loss times its gradient                                          |
 | `flow`      | once, the gradient of the sum of the outputs where all weights are positive (`flow.py`)         |
@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from torch import Tensor
 
-from bevel.backends.torch.answers import Answers, Loss, drawn, predicted
+from bevel.backends.torch.answers import Answers, Loss, fisher, predicted
 from bevel.backends.torch.differentiable import Differentiable
 from bevel.backends.torch.flow import positive, summed
 
@@ -36,10 +36,10 @@ def gradients(model: ir.Model, feeds: Iterable[Mapping[str, Any]], kind: str, se
     yield from _KINDS[kind](model, feeds, seed)
 
 
-def _drawn(model: ir.Model, feeds: Iterable[Mapping[str, Any]], seed: int) -> Iterator[Gradients]:
+def _fisher(model: ir.Model, feeds: Iterable[Mapping[str, Any]], seed: int) -> Iterator[Gradients]:
     module, answers = Differentiable(model), Answers.of(model)
     for number, feed in enumerate(feeds):
-        loss = answers.loss(module.run(feed, seed, number), drawn)
+        loss = answers.loss(module.run(feed, seed, number), fisher)
         yield module.named(module.gradients(loss))
 
 
@@ -57,13 +57,15 @@ def _curvature(model: ir.Model, feeds: Iterable[Mapping[str, Any]], seed: int) -
 
 
 def _flow(model: ir.Model, feeds: Iterable[Mapping[str, Any]], seed: int) -> Iterator[Gradients]:
-    module = Differentiable(model, exact=True)
+    module, answers = Differentiable(model, exact=True), Answers.of(model)
     with positive(module):
-        yield module.named(_mean(module.gradients(summed(module.run(feed, seed, 0, ones=True))) for feed in feeds))
+        outputs = (module.run(feed, seed, number, ones=True) for number, feed in enumerate(feeds))
+        slopes = _mean(module.gradients(answers.loss(each, summed)) for each in outputs)
+    yield module.named(slopes)
 
 
 _KINDS: Final[Mapping[str, Callable[[ir.Model, Iterable[Mapping[str, Any]], int], Iterator[Gradients]]]] = {
-    "drawn": _drawn,
+    "fisher": _fisher,
     "predicted": _predicted,
     "curvature": _curvature,
     "flow": _flow,

@@ -37,10 +37,10 @@ def _is_batched(model: ir.Model) -> bool:
     return len(first) == 1 and isinstance(first.pop(), str)
 
 
-def slope(analysis: Analysis, context: Context, kind: Slope) -> Mapping[str, np.ndarray]:
-    """Return the one gradient of a kind that is not drawn, by initializer name."""
+def slope(analysis: Analysis, context: Context, kind: Slope, most: int | None = None) -> Mapping[str, np.ndarray]:
+    """Return the gradient of a kind that there is one of, over at most so many batches, by initializer name."""
     model = analysis.model
-    (found,) = context.runtime.gradients(model, batches(model, context), kind, context.seed)
+    (found,) = context.runtime.gradients(model, batches(model, context)[:most], kind, context.seed)
     return found
 
 

@@ -15,9 +15,9 @@ def synflow(analysis: Analysis, groups: Sequence[Group], context: Context) -> Ma
     """Score each entry by the synaptic flow through its weights: their sizes times the gradients of the outputs' sum.
 
     For that all weights are made positive, all inputs of floats one, and normalisations multiply by their gains only;
-    inputs of other types, such as tokens, are taken from the calibration. No data of anybody's is needed. Where a
+    inputs of other types, such as tokens, are those of one batch. No data of anybody's is needed. Where a
     normalisation is written out in small operators, it stays, and scores say less. Needs PyTorch.
 
     Source: Tanaka et al. 2020, Pruning neural networks without any data by iteratively conserving synaptic flow.
     """
-    return products(analysis, groups, context, slope(analysis, context, "flow"), absolute)
+    return products(analysis, groups, context, slope(analysis, context, "flow", most=1), absolute)

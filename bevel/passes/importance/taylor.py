@@ -18,9 +18,9 @@ DRAWS = 64
 def taylor(analysis: Analysis, groups: Sequence[Group], context: Context) -> Mapping[str, np.ndarray]:
     """Score each entry by half the mean square of the sum of its weights times their gradients.
 
-    The gradients are those of answers that are drawn from the model's own distribution, so that no labels are needed:
-    then the score estimates how far the answers move without the entry (the Kullback-Leibler divergence, or for outputs
-    that are no classes the relative squared error) to second order. Needs PyTorch.
+    The gradients are random ones whose second moment is the Fisher information of the model's own answers, so that no
+    labels are needed: then the score estimates how far the answers move without the entry (the Kullback-Leibler
+    divergence, or for outputs that are no classes half the relative squared error), to second order. Needs PyTorch.
 
     Source: Molchanov et al. 2019, Importance Estimation for Neural Network Pruning; Liu et al. 2021, Group Fisher
     Pruning.
@@ -28,7 +28,7 @@ def taylor(analysis: Analysis, groups: Sequence[Group], context: Context) -> Map
     model = analysis.model
     feeds = islice(cycle(batches(model, context, rows=SAMPLES // DRAWS)), DRAWS)
     totals: dict[str, np.ndarray] = {}
-    for done, gradients in enumerate(context.runtime.gradients(model, feeds, "drawn", context.seed)):
+    for done, gradients in enumerate(context.runtime.gradients(model, feeds, "fisher", context.seed)):
         context.progress("differentiating", done, DRAWS)
         for name, parts in products(analysis, groups, context, gradients, signed).items():
             totals[name] = totals.get(name, 0.0) + np.square(parts) / (2 * DRAWS)
