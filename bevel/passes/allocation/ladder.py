@@ -11,9 +11,6 @@ from bevel.ir.groups import Analysis, Group, Member
 KERNELS = frozenset({"Conv", "ConvTranspose", "FusedConv"})
 """Operators whose time goes in steps of a block of channels; that of matrix products follows every width."""
 
-FEWEST_BLOCKS = 2
-"""A group with less than so many blocks of channels is cut as finely as it can be."""
-
 
 def ladder(size: int, step: int, least: int) -> np.ndarray:
     """Return the multiples of a step from the least width on, and all that there is.
@@ -51,11 +48,10 @@ def _channels(analysis: Analysis, member: Member) -> int:
 def natural_step(analysis: Analysis, group: Group, block: int) -> int:
     """Return the step below which fewer entries save no time: a block of channels where a convolution has them.
 
-    Measured (`benchmarks/kernel_widths.py`): a convolution with 52 channels takes as long as one with 64, and a
-    matrix product with 52 columns as long as 52 columns take.
+    Measured (`benchmarks/kernel_widths.py`): a convolution with 52 channels takes as long as one with 64, one with 8 as
+    long as one with 16; of matrix products every column counts.
     """
-    wide = group.size * span(analysis, group) >= FEWEST_BLOCKS * block
-    return step_of(analysis, group, block) if wide and _in_kernels(group) else 1
+    return step_of(analysis, group, block) if _in_kernels(group) else 1
 
 
 def _in_kernels(group: Group) -> bool:

@@ -1,7 +1,8 @@
 """Find the widths at which a model takes as long as it may, by measuring candidates."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import mean, median, stdev
 
 from bevel.errors import BudgetMissed
 from bevel.passes.allocation.problem import Widths
@@ -11,6 +12,11 @@ CLOSE = 0.03
 """How far below its target a latency may stay: medians of repeated runs differ by about as much."""
 TOLERANCE = 0.05
 """How far above its target the best candidate may be when no more are tried."""
+NEAR = 0.15
+"""How close to the target a candidate is measured more often: the others only say where to look."""
+MOST_REPEATS = 5
+CERTAIN = 0.01
+"""The standard error of a mean, relatively, at which it is not measured again."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +39,8 @@ def search(
 
     `widths_at` gives widths for a share of multiply-accumulates, `macs` the share that widths leave, `measure` their
     latency as a share of the original's in the same rounds. Between two candidates the latency is taken to be a
-    straight line. One that is close enough is measured again, and the mean of both counts: of many noisy candidates
-    the luckiest would otherwise win. Raises `BudgetMissed` if none is within 5% of the limit.
+    straight line. One that is close is measured again, until the median is certain: of many noisy candidates the
+    luckiest would otherwise win. Raises `BudgetMissed` if none is within 5% of the limit.
     """
     above, below = Candidate({}, 1.0, 1.0), None
     tried: list[Candidate] = []
@@ -57,11 +63,20 @@ def search(
 
 
 def measured(widths: Widths, macs: float, measure: Callable[[Widths], float], limit: float) -> Candidate:
-    """Measure a candidate; one near the limit again."""
-    latency = measure(widths)
-    if abs(latency - limit) <= TOLERANCE * limit:
-        latency = (latency + measure(widths)) / 2
-    return Candidate(widths, macs, latency)
+    """Measure a candidate; one near the limit until the median is certain enough."""
+    ratios = [measure(widths)]
+    while abs(median(ratios) / limit - 1) <= NEAR and len(ratios) < MOST_REPEATS and uncertain(ratios):
+        ratios.append(measure(widths))
+    return Candidate(widths, macs, median(ratios))
+
+
+def uncertain(ratios: Sequence[float]) -> bool:
+    """Say whether the mean of measurements may be off by more than what matters.
+
+    >>> uncertain([0.5]), uncertain([0.5, 0.6]), uncertain([0.5, 0.501])
+    (True, True, False)
+    """
+    return len(ratios) < 2 or stdev(ratios) / len(ratios) ** 0.5 > CERTAIN * mean(ratios)
 
 
 def between(above: Candidate, below: Candidate | None, goal: float) -> float:
