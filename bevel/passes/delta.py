@@ -10,6 +10,7 @@ the sum is least at `q = (1 - p) + p B / A`.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import log2, prod
 from typing import Any, Final
@@ -42,23 +43,29 @@ def seed_of(name: str, *numbers: int) -> tuple[int, ...]:
 
 def merged(base: ir.TensorProtocol, tuned: Sequence[Tuned], drop: float, scale: float, dtype: ir.DataType) -> Array:
     """Return `base + scale * sum of (kept share of each delta) / q`, in double precision and rounded once."""
-    draws = [np.random.default_rng(each.seed) for each in tuned]
-    with content(base) as array:
-        start = np.atleast_1d(array)
+    with ExitStack() as stack:
+        start = np.atleast_1d(stack.enter_context(content(base)))
+        parts = [_Part(np.atleast_1d(stack.enter_context(content(each.tensor))), each) for each in tuned]
         result = np.empty(start.shape, dtype.numpy())
         for rows in _chunks(start.shape):
-            part = start[rows].astype(np.float64)
-            added = sum(_thinned(each, rows, part, drop, draw) for each, draw in zip(tuned, draws, strict=True))
-            result[rows] = part + scale * added
+            wide = start[rows].astype(np.float64)
+            result[rows] = wide + scale * sum(part.thinned(rows, wide, drop) for part in parts)
     return result.reshape(base.shape.numpy())
 
 
-def _thinned(tuned: Tuned, rows: slice, base: Array, drop: float, draw: np.random.Generator) -> Array:
-    with content(tuned.tensor) as array:
-        delta = np.atleast_1d(array)[rows].astype(np.float64) - base
-    if drop:
-        delta *= draw.random(delta.shape, np.float32) >= drop
-    return delta / tuned.q
+class _Part:
+    """A tuned array that is read from its first row on, and its draws."""
+
+    def __init__(self, array: Array, tuned: Tuned) -> None:
+        self.array = array
+        self.q = tuned.q
+        self.draws = np.random.default_rng(tuned.seed)
+
+    def thinned(self, rows: slice, base: Array, drop: float) -> Array:
+        delta = self.array[rows].astype(np.float64) - base
+        if drop:
+            delta *= self.draws.random(delta.shape, np.float32) >= drop
+        return delta / self.q
 
 
 def _chunks(shape: tuple[int, ...]) -> Iterator[slice]:
