@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from bevel.ir.blocks import Block
 from bevel.ir.bridge import Bridge
 from bevel.ir.canonical.dead import is_used, remove_dead
 from bevel.ir.emit import Emitter
 from bevel.ir.names import Names
 from bevel.ir.repetition import Layer
+from bevel.ir.residual import Block
 
 
 def bypass(model: ir.Model, runs: Sequence[Layer], bridges: Mapping[str, Bridge]) -> None:

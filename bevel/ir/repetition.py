@@ -8,8 +8,9 @@ from itertools import groupby
 
 import onnx_ir as ir
 
-from bevel.ir.blocks import Block, common_name, find_blocks
+from bevel.ir.blocks import find_blocks
 from bevel.ir.names import free_names
+from bevel.ir.residual import Block, common_name
 
 # An attention and a feed-forward block in a layer, cross-attention between them, alternating kinds of layers.
 LONGEST_PERIOD = 8

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from bevel.ir.blocks import Weight
 from bevel.ir.canonical.dead import remove_unused_initializers
 from bevel.ir.provenance import provenance, set_provenance
 from bevel.ir.record import cuts
 from bevel.ir.repetition import Layer, chains
+from bevel.ir.residual import Weight
 
 
 def models_of(layers: Sequence[Layer]) -> dict[Layer, Layer]:

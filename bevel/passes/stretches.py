@@ -5,8 +5,8 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from bevel.errors import EditRefused, UsageError, nearest
-from bevel.ir.blocks import Blocks
 from bevel.ir.repetition import Layer, layers, singles
+from bevel.ir.residual import Blocks
 
 Unit = Literal["block", "layer"]
 

@@ -5,8 +5,9 @@ import onnx_ir as ir
 import pytest
 
 import bevel
-from bevel.ir.blocks import common_name, find_blocks
+from bevel.ir.blocks import find_blocks
 from bevel.ir.repetition import chains, layers
+from bevel.ir.residual import common_name
 from tests import zoo
 from tests.graphs import graph, proto
 
@@ -130,6 +131,16 @@ def test_an_outer_block_is_not_among_the_innermost():
     blocks = found(body)
     assert [block.end.name for block in blocks.blocks] == ["s", "t", "y"]
     assert [block.end.name for block in blocks.innermost] == ["s", "t"]
+
+
+def test_a_branch_may_hold_inner_graphs():
+    body = """
+      b = If (c) <then_branch = one () => (float[n, 4] t) { r = Relu (x)  t = MatMul (r, w) },
+                  else_branch = two () => (float[n, 4] e) { e = MatMul (x, v) }>
+      y = Add (x, b)
+    """
+    (block,) = found(body, inputs="float[n, 4] x, bool c").blocks
+    assert (block.start.name, ops(block)) == ("x", ["If", "Add"])
 
 
 def test_what_others_read_too_does_not_belong_to_the_block():
