@@ -1,6 +1,6 @@
 """What pruning leaves of accuracy without any fine-tuning: every importance, with and without refit, at 2x and 3x.
 
-    python -m benchmarks.pruning_accuracy [--only digits-residual ...] [--seeds 3] [--folder F] [--validation]
+    python -m benchmarks.pruning_accuracy [--only digits-residual ...] [--methods "obs + refit" ...] [--validation]
 
 Each network is loaded, pruned to half and to a third of its multiply-accumulates by one `bevel.optimize`, and judged in
 ONNX Runtime on held-out data. Calibration is 512 unlabelled images, or as many texts and files as
@@ -29,7 +29,7 @@ from benchmarks.pruning_accuracy_tasks import TASKS, Network, Task, networks
 from bevel.errors import BevelError
 from bevel.ir.cost import cost
 
-FACTORS = {2: 'target="macs=0.5x"', 3: 'target="macs=0.333x"'}
+FACTORS = {2: 'target="macs=0.5x" samples=512', 3: 'target="macs=0.333x" samples=512'}
 REFIT = " refit=true"
 FOLDER = Path(__file__).parents[1] / ".pytest_cache" / "pruning_accuracy"
 
@@ -85,13 +85,13 @@ class Trial:
     refused: str = ""
 
 
-def trials(name: str, seed: int, folder: Path, validation: bool) -> list[Trial]:
-    """Prune the network of a task and a seed in every way."""
+def trials(name: str, seed: int, folder: Path, methods: Sequence[str], validation: bool) -> list[Trial]:
+    """Prune the network of a task and a seed in every one of the ways."""
     (network,) = networks(seed, folder, [name])
     model = bevel.load(network.path)
     measure = network.validation if validation else network.test
     original = Trial(ORIGINAL, 1, measure(model), 1.0)
-    return [original, *(trial(network, way, factor, validation) for way in METHODS for factor in FACTORS)]
+    return [original, *(trial(network, way, factor, validation) for way in methods for factor in FACTORS)]
 
 
 def trial(network: Network, way: str, factor: int, validation: bool) -> Trial:
@@ -113,7 +113,7 @@ def table(name: str, found: Sequence[Trial]) -> Table:
     headings = [heading for factor in FACTORS for heading in (f"{factor}x", "worst", "MACs")]
     (original,) = (chosen(found, ORIGINAL, 1),)
     made = Table("method", *headings, "seconds", title=f"{name}: {task.score}, original {spread(task, original)}")
-    for method in METHODS:
+    for method in dict.fromkeys(trial.method for trial in found if trial.method != ORIGINAL):
         rows = [chosen(found, method, factor) for factor in FACTORS]
         cells = [cell for row in rows for cell in (*spread(task, row).split(" / "), share(row))]
         made.add_row(method, *cells, f"{mean(trial.seconds for row in rows for trial in row):.1f}")
@@ -141,7 +141,10 @@ def verdicts(name: str, found: Sequence[Trial]) -> Iterator[str]:
         return
     original = mean(trial.score for trial in chosen(found, ORIGINAL, 1))
     for goal in GOALS:
-        kept = mean(trial.score for trial in chosen(found, goal.method, goal.factor)) / original
+        row = chosen(found, goal.method, goal.factor)
+        if not row:
+            continue
+        kept = mean(trial.score for trial in row) / original
         said = "kept" if kept >= goal.kept else "MISSED"
         yield f"{said}: {name}, {goal.method}, {goal.factor}x: {kept:.1%} of the original's, goal {goal.kept:.0%}"
 
@@ -149,6 +152,7 @@ def verdicts(name: str, found: Sequence[Trial]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3, help="of the networks that are trained here")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of trained networks")
     parser.add_argument("--validation", action="store_true", help="judge on the validation part")
@@ -157,7 +161,7 @@ def main() -> None:
     runs = [(name, seed) for name in options.only for seed in range(options.seeds if TASKS[name].trained else 1)]
     console, goals = Console(width=110), list[str]()
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
-        waiting = {run: pool.submit(trials, *run, options.folder, options.validation) for run in runs}
+        waiting = {run: pool.submit(trials, *run, options.folder, options.methods, options.validation) for run in runs}
         for name in options.only:
             found = [trial for run in runs if run[0] == name for trial in waiting[run].result()]
             console.print(table(name, found))

@@ -21,9 +21,9 @@ WITHOUT_LETTERS = "Display"
 CLASSES = len(string.ascii_lowercase)
 SIZE = 20
 DRAWN, HEIGHT = 64, 40  # pixels of the drawing that is turned and scaled down, and of the letter in it
-TURN, SHEAR, SHIFT = 0.35, 0.3, 0.15  # at most: radians, and parts of the image
+TURN, SHEAR, SHIFT = 0.25, 0.2, 0.1  # at most: radians, and parts of the image
 SCALE = (1.2, 1.9)
-CONTRAST, NOISE = 0.4, 0.15  # of the faintest; standard deviation
+CONTRAST, NOISE = 0.5, 0.1  # of the faintest; standard deviation
 
 
 @dataclass(frozen=True)

@@ -228,7 +228,7 @@ TASKS: dict[str, Task] = dict(
         images("digits-residual", partial(models.residual, 10), epochs=30, lr=5e-3),
         images("digits-plain", partial(models.plain, 10), epochs=30, lr=5e-3),
         images("digits-depthwise", partial(models.depthwise, 10), epochs=40, lr=5e-3),
-        images("digits-vit", ViT, epochs=40, lr=2e-3),
+        images("digits-vit", ViT, epochs=100, lr=2e-3),
         images("letters-residual", of_letters(models.residual), letter_images, epochs=8, lr=5e-3),
         images("letters-plain", of_letters(models.plain), letter_images, epochs=8, lr=5e-3),
         images("letters-depthwise", of_letters(models.depthwise), letter_images, epochs=8, lr=5e-3),
