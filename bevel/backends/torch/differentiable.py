@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bevel.backends.torch.conversion import to_torch
-from bevel.backends.torch.finetuning.chance import random_state_kept, seed_everything
 from bevel.backends.torch.module import SOURCE_FILE, GraphModule
 from bevel.backends.torch.nodes import title
 from bevel.backends.torch.parameters import is_trained
@@ -49,17 +48,17 @@ class Differentiable:
             self.type = self.type or torch.float32
             self.module.to(self.type)
 
-    def run(self, feed: Mapping[str, Any], seed: int, number: int, *, ones: bool = False) -> list[Any]:
-        """Return the outputs; random numbers follow from the seed and the feed's number. `ones` replaces all floats."""
-        arguments = arguments_of(self.module, feed)
-        for name, value in arguments.items():
-            if isinstance(value, Tensor) and value.is_floating_point():
-                value = torch.ones_like(value) if ones else value
-                arguments[name] = value if self.type is None else value.to(self.type)
-        with _explained("does not run in torch"), random_state_kept(), sdpa_kernel(SDPBackend.MATH):
-            seed_everything(seed, number)
+    def run(self, feed: Mapping[str, Any]) -> list[Any]:
+        """Return the outputs as they depend on the weights."""
+        arguments = {name: self._typed(value) for name, value in arguments_of(self.module, feed).items()}
+        with _explained("does not run in torch"), sdpa_kernel(SDPBackend.MATH):  # the others differentiate only once
             results = self.module(**arguments)
         return list(results) if len(self.module.outputs) != 1 else [results]
+
+    def _typed(self, value: Any) -> Any:
+        if self.type is None or not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        return value.to(self.type)
 
     def gradients(self, loss: Tensor, *, graph: bool = False) -> list[Tensor]:
         """Return the gradient by each weight, zero where the loss does not depend on one."""

@@ -13,7 +13,7 @@ There are four kinds. The first three need inputs, the last only their shapes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -21,12 +21,14 @@ from torch import Tensor
 
 from bevel.backends.torch.answers import Answers, Loss, fisher, predicted
 from bevel.backends.torch.differentiable import Differentiable
+from bevel.backends.torch.finetuning.chance import random_state_kept, seed_everything
 from bevel.backends.torch.flow import positive, summed
 
-Gradients = Mapping[str, np.ndarray[Any, Any]]
+Gradients: TypeAlias = Mapping[str, np.ndarray[Any, Any]]
+Feeds: TypeAlias = Iterable[Mapping[str, Any]]
 
 
-def gradients(model: ir.Model, feeds: Iterable[Mapping[str, Any]], kind: str, seed: int = 0) -> Iterator[Gradients]:
+def gradients(model: ir.Model, feeds: Feeds, kind: str, seed: int = 0) -> Iterator[Gradients]:
     """Yield gradients by the names of the initializers that a model learns, each in its initializer's shape.
 
     Every initializer counts for itself: where several hold one parameter of a module, each has the gradient of its own
@@ -36,35 +38,34 @@ def gradients(model: ir.Model, feeds: Iterable[Mapping[str, Any]], kind: str, se
     yield from _KINDS[kind](model, feeds, seed)
 
 
-def _fisher(model: ir.Model, feeds: Iterable[Mapping[str, Any]], seed: int) -> Iterator[Gradients]:
-    module, answers = Differentiable(model), Answers.of(model)
-    for number, feed in enumerate(feeds):
-        loss = answers.loss(module.run(feed, seed, number), fisher)
+def _fisher(model: ir.Model, feeds: Feeds, seed: int) -> Iterator[Gradients]:
+    module = Differentiable(model)
+    for loss in _losses(module, Answers.of(model), feeds, seed, fisher):
         yield module.named(module.gradients(loss))
 
 
-def _predicted(model: ir.Model, feeds: Iterable[Mapping[str, Any]], seed: int) -> Iterator[Gradients]:
+def _predicted(model: ir.Model, feeds: Feeds, seed: int) -> Iterator[Gradients]:
     module = Differentiable(model)
     losses = _losses(module, Answers.of(model), feeds, seed, predicted)
     yield module.named(_mean(map(module.gradients, losses)))
 
 
-def _curvature(model: ir.Model, feeds: Iterable[Mapping[str, Any]], seed: int) -> Iterator[Gradients]:
+def _curvature(model: ir.Model, feeds: Feeds, seed: int) -> Iterator[Gradients]:
     module, answers, kept = Differentiable(model), Answers.of(model), list(feeds)
     slopes = _mean(map(module.gradients, _losses(module, answers, kept, seed, predicted)))
     again = _losses(module, answers, kept, seed, predicted)
     yield module.named(_mean(module.hessian_times(loss, slopes) for loss in again))
 
 
-def _flow(model: ir.Model, feeds: Iterable[Mapping[str, Any]], seed: int) -> Iterator[Gradients]:
-    module, answers = Differentiable(model, exact=True), Answers.of(model)
+def _flow(model: ir.Model, feeds: Feeds, seed: int) -> Iterator[Gradients]:
+    module = Differentiable(model, exact=True)
     with positive(module):
-        outputs = (module.run(feed, seed, number, ones=True) for number, feed in enumerate(feeds))
-        slopes = _mean(module.gradients(answers.loss(each, summed)) for each in outputs)
+        losses = _losses(module, Answers.of(model), map(_ones, feeds), seed, summed)
+        slopes = _mean(map(module.gradients, losses))
     yield module.named(slopes)
 
 
-_KINDS: Final[Mapping[str, Callable[[ir.Model, Iterable[Mapping[str, Any]], int], Iterator[Gradients]]]] = {
+_KINDS: Final[Mapping[str, Callable[[ir.Model, Feeds, int], Iterator[Gradients]]]] = {
     "fisher": _fisher,
     "predicted": _predicted,
     "curvature": _curvature,
@@ -72,11 +73,21 @@ _KINDS: Final[Mapping[str, Callable[[ir.Model, Iterable[Mapping[str, Any]], int]
 }
 
 
-def _losses(
-    module: Differentiable, answers: Answers, feeds: Iterable[Mapping[str, Any]], seed: int, loss: Loss
-) -> Iterator[Tensor]:
+def _losses(module: Differentiable, answers: Answers, feeds: Feeds, seed: int, loss: Loss) -> Iterator[Tensor]:
+    """Yield the loss on each feed; what is drawn, here or in the model, follows from the seed and the feed's place."""
     for number, feed in enumerate(feeds):
-        yield answers.loss(module.run(feed, seed, number), loss)
+        with random_state_kept():
+            seed_everything(seed, number)
+            found = answers.loss(module.run(feed), loss)
+        yield found
+
+
+def _ones(feed: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace what is floats in a feed by ones."""
+    return {
+        name: np.ones_like(value) if isinstance(value, np.ndarray) and value.dtype.kind not in "biuOSUT" else value
+        for name, value in feed.items()
+    }
 
 
 def _mean(several: Iterable[list[Tensor]]) -> list[Tensor]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
+from bevel.errors import CalibrationError
 from bevel.ir.groups import Analysis, Group
 from bevel.ir.signature import signature
 from bevel.passes.base import Context, Slope, silent
@@ -17,8 +18,14 @@ BATCH = 32
 
 
 def batches(model: ir.Model, context: Context, rows: int = BATCH) -> list[Feed]:
-    """Return feeds with about `SAMPLES` samples, of at most `rows` each where the model takes any number at once."""
-    return list(_cut(context.calibration.samples(SAMPLES), rows if _is_batched(model) else 0))
+    """Return feeds with about `SAMPLES` samples, of at most `rows` each where the model takes any number at once.
+
+    Raises `CalibrationError` where there are none.
+    """
+    found = list(_cut(context.calibration.samples(SAMPLES), rows if _is_batched(model) else 0))
+    if not found:
+        raise CalibrationError("there is no input to take gradients at", where=context.calibration.source)
+    return found
 
 
 def _cut(feeds: Iterator[Feed], rows: int) -> Iterator[Feed]:
