@@ -1,9 +1,9 @@
 """Set whole tiles of weights to zero."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -12,15 +12,12 @@ from bevel.errors import UsageError
 from bevel.passes.base import Context, Doc, Lossy, Outcome, Pass, Promise, Range
 from bevel.passes.layers import Layer
 from bevel.passes.masks import lowest, wanted
-from bevel.passes.moments import moments
 from bevel.passes.second_order import SecondOrder
-from bevel.passes.tiles import Tile, by_slope, errors_alone, refit
-from bevel.passes.zeros import Ledger, chosen, matrices, output_error, put, put_lazily, tensor_of
+from bevel.passes.slopes import by_slope, energy
+from bevel.passes.tiles import Tile, errors_alone, refit
+from bevel.passes.zeros import Ledger, chosen, matrices, orders, output_error, put, put_lazily, tensor_of, walk
 
 Array = np.ndarray[Any, Any]
-
-# Of the share that stays on the whole, every layer keeps at least so much (as LPViT does).
-LEAST_KEPT: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -73,51 +70,39 @@ class PruneTiles(Pass):
         found, left = chosen(model, self.only, self.skip)
         counts = self._counts(model, found, context) if self.allocation == "slope" and found else None
         ledger = Ledger()
-        for layer, each in self._walk(model, found, context, needed=self.refit):
-            self._zero(layer, each, counts, ledger)
-        spread = (_spread(ledger),) if counts is not None else ()
-        return Outcome(notes=(*ledger.notes(model), *spread, *left))
-
-    def _walk(
-        self, model: ir.Model, found: Sequence[Layer], context: Context, *, needed: bool
-    ) -> Iterator[tuple[Layer, list[SecondOrder] | None]]:
-        """Yield the layers, with the moments of their inputs where those are looked at."""
-        if not needed and self.method == "magnitude":
-            yield from ((layer, None) for layer in found)
-            return
-        for layer, moment in moments(model, found, context, self.samples):
-            yield layer, [SecondOrder(second) for second in moment.second]
+        looks = self.method != "magnitude" or self.refit
+        for layer, second in walk(model, found, context, self.samples if looks else 0):
+            self._zero(layer, second, counts, ledger)
+        return Outcome(notes=(*ledger.notes(model), *left))
 
     def _counts(self, model: ir.Model, found: Sequence[Layer], context: Context) -> Mapping[ir.Value, int]:
         """Return how many tiles each weight gives up, judged before anything is zeroed."""
         owners, slopes, sizes = [], [], []
-        for layer, each in self._walk(model, found, context, needed=False):
-            weights, tile = matrices(layer, tensor_of(layer)), self._tile(layer)
+        samples = self.samples if self.method != "magnitude" else 0
+        for layer, second in walk(model, found, context, samples):
+            weights, tile, each = matrices(layer, tensor_of(layer)), self._tile(layer), orders(second)
             size = tile.sums(np.ones(weights.shape)).ravel()
             owners.append(layer.weight)
             sizes.append(size)
-            slopes.append(self._scores(weights, each, tile).ravel() / _energy(weights, each, self.method) / size)
-        most = 1 - LEAST_KEPT * (1 - self.sparsity)
-        return dict(zip(owners, by_slope(slopes, sizes, self.sparsity, most), strict=True))
+            slopes.append(self._scores(weights, each, tile).ravel() / energy(weights, each) / size)
+        return dict(zip(owners, by_slope(slopes, sizes, self.sparsity), strict=True))
 
-    def _zero(
-        self, layer: Layer, each: list[SecondOrder] | None, counts: Mapping[ir.Value, int] | None, ledger: Ledger
-    ) -> None:
-        source, tile = tensor_of(layer), self._tile(layer)
+    def _zero(self, layer: Layer, second: Array | None, counts: Mapping[ir.Value, int] | None, ledger: Ledger) -> None:
+        source, tile, each = tensor_of(layer), self._tile(layer), orders(second)
         original, error = matrices(layer, source), np.nan
         scores = self._scores(original, each, tile)
         count = _share(self.sparsity, scores.size) if counts is None else counts[layer.weight]
         dropped = tile.spread(lowest(scores, count), original.shape)
-        if each is None:
+        if second is None:
             put_lazily(layer, partial(_smallest_dropped, tile, count))
         else:
             weights = refit(original, dropped, each, tile) if self.refit else np.where(dropped, 0.0, original)
             put(layer, weights)
-            error = output_error(original, weights, np.stack([moment.damped for moment in each]))
+            error = output_error(original, weights, second)
         ledger.note(layer, source, int(dropped.sum()), error, places=scores.size)
 
-    def _scores(self, weights: Array, each: list[SecondOrder] | None, tile: Tile) -> Array:
-        if each is None or self.method == "magnitude":
+    def _scores(self, weights: Array, each: list[SecondOrder], tile: Tile) -> Array:
+        if self.method == "magnitude":
             return tile.sums(weights**2)
         if self.method == "wanda":
             return tile.sums(weights**2 * np.stack([np.diag(moment.damped) for moment in each])[:, None])
@@ -135,17 +120,3 @@ def _smallest_dropped(tile: Tile, count: int, weights: Array) -> Array:
 def _share(sparsity: float, tiles: int) -> int:
     """Return how many tiles to drop; one stays unless all are to go."""
     return wanted(sparsity, tiles) if sparsity == 1 else min(wanted(sparsity, tiles), tiles - 1)
-
-
-def _energy(weights: Array, each: list[SecondOrder] | None, method: str) -> float:
-    """Return the square of a layer's output, or of its weights where inputs are not looked at."""
-    if each is None or method == "magnitude":
-        return max(float(np.sum(weights**2)), np.finfo(float).tiny)
-    images = (group @ moment.damped for group, moment in zip(weights, each, strict=True))
-    return max(sum(float(np.sum(i * w)) for i, w in zip(images, weights, strict=True)), np.finfo(float).tiny)
-
-
-def _spread(ledger: Ledger) -> str:
-    shares = sorted((entry.zeros / entry.size, entry.name) for entry in ledger.entries)
-    (low, first), (high, last) = shares[0], shares[-1]
-    return f"zeros of a layer from {low:.0%} ({first}) to {high:.0%} ({last})"

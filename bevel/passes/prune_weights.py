@@ -1,6 +1,6 @@
 """Set single weights to zero."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Final, Literal
 
@@ -12,10 +12,10 @@ from bevel.passes.base import Context, Doc, Lossy, Outcome, Pass, Promise, Range
 from bevel.passes.feedback import BLOCK, factor, prune
 from bevel.passes.layers import Layer
 from bevel.passes.masks import lowest, lowest_by_output, lowest_of_every, wanted
-from bevel.passes.moments import moments
 from bevel.passes.second_order import SecondOrder
+from bevel.passes.slopes import counts_by_slope, curve, energy
 from bevel.passes.swaps import Local
-from bevel.passes.zeros import Ledger, chosen, matrices, output_error, put, put_lazily, tensor_of
+from bevel.passes.zeros import Ledger, chosen, matrices, orders, output_error, put, put_lazily, tensor_of, walk
 
 Array = np.ndarray[Any, Any]
 
@@ -38,6 +38,8 @@ class PruneWeights(Pass):
     magnitude look at the calibration data (made up if there are none), layer after layer, each with what the zeros
     before it left of its inputs. With `pattern`, exactly half of every 4 or 8 consecutive inputs of an output go, in
     the order of channels, the taps of a channel one after the other; what is left at the end of a row stays.
+    `allocation=uniform` zeroes the same share of every layer; `slope` zeroes more where single zeros do less to a
+    layer's output, relative to that, but leaves every layer half of what stays on average.
 
     ONNX Runtime gains no speed from zeros, in a pattern or not, and the file keeps its size until it is compressed: the
     report says what that gives. To be faster, remove whole channels (prune-channels).
@@ -52,8 +54,11 @@ class PruneWeights(Pass):
     name: ClassVar[str] = "prune-weights"
     promise: ClassVar[Promise] = Lossy()
 
-    sparsity: Annotated[float, Range(0, 1), Doc("share of each layer's weights to zero; a pattern fixes it")] = 0.5
+    sparsity: Annotated[float, Range(0, 1), Doc("share of the weights to zero; a pattern fixes it")] = 0.5
     method: Annotated[Literal["magnitude", "wanda", "obs"], Doc("how to choose them")] = "magnitude"
+    allocation: Annotated[
+        Literal["uniform", "slope"], Doc("the same share of every layer, or where it damages least")
+    ] = "uniform"
     pattern: Annotated[Literal["none", "2:4", "4:8"], Doc("zeros in every so many consecutive inputs, or anywhere")] = (
         "none"
     )
@@ -65,53 +70,73 @@ class PruneWeights(Pass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pattern != "none" and self.sparsity != PATTERN_SHARE:
+        if self.pattern != "none" and (self.sparsity != PATTERN_SHARE or self.allocation != "uniform"):
             raise UsageError(
-                f"pattern={self.pattern} fixes the sparsity at {PATTERN_SHARE}",
+                f"pattern={self.pattern} fixes the sparsity of every layer at {PATTERN_SHARE}",
                 where=self.name,
-                remedy="leave sparsity away, or take pattern=none",
+                remedy="leave sparsity and allocation away, or take pattern=none",
             )
 
     def run(self, model: ir.Model, context: Context) -> Outcome:
-        """Zero layer after layer."""
+        """Divide the zeros among the layers, then write them into one after the other."""
         found, left = chosen(model, self.only, self.skip)
+        shares = self._shares(model, found, context)
         ledger = Ledger()
-        if self.method == "magnitude" and not (self.swaps or self.refit):
-            for layer in found:
-                self._by_size(layer, ledger)
-        else:
-            for layer, moment in moments(model, found, context, self.samples):
-                self._by_error(layer, moment.second, ledger)
+        looks = self.method != "magnitude" or self.swaps + self.refit > 0
+        for layer, second in walk(model, found, context, self.samples if looks else 0):
+            if second is None:
+                self._by_size(layer, shares[layer.weight], ledger)
+            else:
+                self._by_error(layer, second, shares[layer.weight], ledger)
         return Outcome(notes=(*ledger.notes(model), *left))
 
-    def _by_size(self, layer: Layer, ledger: Ledger) -> None:
-        source = tensor_of(layer)
-        put_lazily(layer, lambda weights: np.where(self._smallest(weights**2, whole=True), 0.0, weights))
-        ledger.note(layer, source, self._wanted(matrices(layer, source).shape))
+    def _shares(self, model: ir.Model, found: Sequence[Layer], context: Context) -> Mapping[ir.Value, float]:
+        """Return the share of each weight that becomes zero, judged before anything does."""
+        if self.allocation == "uniform" or not found:
+            return {layer.weight: self.sparsity for layer in found}
+        curves = {}
+        samples = self.samples if self.method != "magnitude" else 0
+        for layer, second in walk(model, found, context, samples):
+            weights, each = matrices(layer, tensor_of(layer)), orders(second)
+            curves[layer.weight] = curve(self._scores(weights, each) / energy(weights, each))
+        counts = counts_by_slope(list(curves.values()), self.sparsity)
+        sizes = (float(size.sum()) for _, size in curves.values())
+        return {weight: count / size for weight, count, size in zip(curves, counts, sizes, strict=True)}
 
-    def _by_error(self, layer: Layer, second: Array, ledger: Ledger) -> None:
+    def _scores(self, weights: Array, each: list[SecondOrder]) -> Array:
+        """Return what dropping each weight alone does."""
+        if self.method == "magnitude":
+            return weights**2
+        if self.method == "wanda":
+            factors = np.stack([np.diag(moment.damped) for moment in each])
+        else:
+            factors = 1 / np.stack([np.diag(moment.inverse) for moment in each])
+        scores: Array = weights**2 * factors[:, None]
+        return scores
+
+    def _by_size(self, layer: Layer, share: float, ledger: Ledger) -> None:
         source = tensor_of(layer)
+        put_lazily(layer, lambda weights: np.where(self._lowest(weights**2, share), 0.0, weights))
+        ledger.note(layer, source, self._wanted(matrices(layer, source).shape, share))
+
+    def _by_error(self, layer: Layer, second: Array, share: float, ledger: Ledger) -> None:
+        source, each = tensor_of(layer), orders(second)
         original = matrices(layer, source)
-        each = [SecondOrder(moment) for moment in second]
-        weights, dropped = self._pruned(original, each)
+        weights, dropped = self._pruned(original, each, share)
         for group, moment in enumerate(each if self.swaps or self.refit else ()):
             self._improve(original[group], weights[group], dropped[group], moment.damped)
         put(layer, weights)
-        ledger.note(layer, source, self._wanted(original.shape), output_error(original, weights, second))
+        ledger.note(layer, source, self._wanted(original.shape, share), output_error(original, weights, second))
 
-    def _pruned(self, original: Array, each: list[SecondOrder]) -> tuple[Array, Array]:
+    def _pruned(self, original: Array, each: list[SecondOrder], share: float) -> tuple[Array, Array]:
         """Return the weights with zeros, and where these are."""
         if self.method == "obs":
-            factors = np.stack([factor(moment.inverse) for moment in each])
-            weights = original.copy()
-            width = self._of or BLOCK
-            return weights, prune(weights, factors, self._chooser(original.shape), width)
-        norms = np.stack([np.diag(moment.damped) for moment in each])[:, None]
-        magnitude = self.method == "magnitude"
-        dropped = self._smallest(original**2 * (1.0 if magnitude else norms), whole=magnitude)
+            factors, weights = np.stack([factor(moment.inverse) for moment in each]), original.copy()
+            return weights, prune(weights, factors, self._chooser(original.shape, share), self._of or BLOCK)
+        dropped = self._lowest(self._scores(original, each), share)
         return np.where(dropped, 0.0, original), dropped
 
-    def _chooser(self, shape: tuple[int, ...]) -> Callable[[Array, int], Array]:
+    def _chooser(self, shape: tuple[int, ...], share: float) -> Callable[[Array, int], Array]:
         """Return what chooses among the next columns, so that the zeros up to any of them are the wanted share."""
         rows = shape[0] * shape[1]
 
@@ -119,15 +144,17 @@ class PruneWeights(Pass):
             if self._of:
                 return lowest_of_every(scores, *PATTERNS[self.pattern])
             stop = start + scores.shape[2]
-            return lowest(scores, wanted(self.sparsity, rows * stop) - wanted(self.sparsity, rows * start))
+            return lowest(scores, wanted(share, rows * stop) - wanted(share, rows * start))
 
         return choose
 
-    def _smallest(self, scores: Array, *, whole: bool) -> Array:
-        """Return the mask of the lowest scores: of the `whole` layer, or of each output."""
+    def _lowest(self, scores: Array, share: float) -> Array:
+        """Return the mask of the lowest scores: of the layer, or, with wanda, of each output."""
         if self._of:
             return lowest_of_every(scores, *PATTERNS[self.pattern])
-        return lowest(scores, wanted(self.sparsity, scores.size)) if whole else lowest_by_output(scores, self.sparsity)
+        if self.method == "wanda":
+            return lowest_by_output(scores, share)
+        return lowest(scores, wanted(share, scores.size))
 
     def _improve(self, original: Array, weights: Array, dropped: Array, moment: Array) -> None:
         """Swap and refit some outputs at a time, in place."""
@@ -138,10 +165,10 @@ class PruneWeights(Pass):
             local.swap(self.swaps, self._of)
             local.refit(self.refit)
 
-    def _wanted(self, shape: tuple[int, ...]) -> int:
+    def _wanted(self, shape: tuple[int, ...], share: float) -> int:
         groups, out, inner = shape
         if not self._of:
-            return wanted(self.sparsity, groups * out * inner)
+            return wanted(share, groups * out * inner)
         zeros, of = PATTERNS[self.pattern]
         return groups * out * (inner // of) * zeros
 

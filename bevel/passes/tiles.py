@@ -80,21 +80,3 @@ def refit(weights: Array, dropped: Array, moments: list[SecondOrder], tile: Tile
             if len(keep):
                 result[group, rows, keep] = moment.refit(weights[group, rows], keep).T
     return result
-
-
-def by_slope(slopes: list[Array], sizes: list[Array], share: float, most: float) -> list[int]:
-    """Return how many tiles each layer gives up: those that damage least per weight, until a share of all is gone.
-
-    `slopes` are each tile's damage per weight; no layer loses more than `most` of its tiles. Summed from the gentlest
-    on, damage is convex, so one slope for all layers is the optimum (LPViT's Lagrangian), found by sorting.
-    """
-    orders = [np.argsort(slope, kind="stable")[: int(most * len(slope))] for slope in slopes]
-    owner = np.concatenate([np.full(len(order), place) for place, order in enumerate(orders)])
-    damage = np.concatenate([slope[order] for slope, order in zip(slopes, orders, strict=True)])
-    weight = np.concatenate([size[order] for size, order in zip(sizes, orders, strict=True)])
-    first = np.argsort(damage, kind="stable")
-    reached = np.cumsum(weight[first])
-    needed = share * sum(float(size.sum()) for size in sizes)
-    taken = int(np.searchsorted(reached, needed * (1 - 1e-12))) + 1 if needed > 0 else 0
-    counts = np.bincount(owner[first[:taken]], minlength=len(slopes))
-    return [int(count) for count in counts]

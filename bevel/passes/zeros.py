@@ -14,7 +14,10 @@ import onnx_ir as ir
 from bevel.errors import PromiseBroken
 from bevel.ir.content import content
 from bevel.ir.cost import cost
+from bevel.passes.base import Context
 from bevel.passes.layers import Layer, layers
+from bevel.passes.moments import moments
+from bevel.passes.second_order import SecondOrder
 
 Array = np.ndarray[Any, Any]
 
@@ -75,10 +78,17 @@ class Ledger:
         yield f"{zeros / size:.2%} of the weights of {len(self.entries)} layers are zero, {share:.1%} of all parameters"
         yield "no time is gained: ONNX Runtime multiplies by zeros as by other numbers; the plain file keeps its size"
         yield f"room gained where files are compressed: {self._room()}"
+        if len({round(each.zeros / each.size, 2) for each in self.entries}) > 1:
+            yield self._spread()
         if errors := [(sqrt(each.error), each.name) for each in self.entries if each.error >= 0]:
             worst, name = max(errors)
             middle = median(error for error, _ in errors)
             yield f"error of a layer's own output, relative: {middle:.2g} median, {worst:.2g} worst ({name})"
+
+    def _spread(self) -> str:
+        shares = sorted((each.zeros / each.size, each.name) for each in self.entries)
+        (low, first), (high, last) = shares[0], shares[-1]
+        return f"zeros of a layer from {low:.0%} ({first}) to {high:.0%} ({last})"
 
     def _room(self) -> str:
         before, after = sum(each.before for each in self.entries), sum(each.after for each in self.entries)
@@ -109,6 +119,22 @@ def _asked(layer: Layer, only: Sequence[str], skip: Sequence[str]) -> bool:
         return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
     return (not only or matches(only)) and not matches(skip)
+
+
+def walk(
+    model: ir.Model, found: Sequence[Layer], context: Context, samples: int
+) -> Iterator[tuple[Layer, Array | None]]:
+    """Yield the layers, each with the second moments of its inputs as they are by then; None without samples."""
+    if not samples:
+        yield from ((layer, None) for layer in found)
+        return
+    for layer, moment in moments(model, found, context, samples):
+        yield layer, moment.second
+
+
+def orders(second: Array | None) -> list[SecondOrder]:
+    """Return the damped moment of each group; nothing where inputs were not looked at."""
+    return [] if second is None else [SecondOrder(group) for group in second]
 
 
 def matrices(layer: Layer, tensor: ir.TensorProtocol) -> Array:

@@ -7,7 +7,7 @@ from bevel.errors import PromiseBroken, UsageError
 from bevel.passes.layers import layers
 from bevel.passes.prune_tiles import PruneTiles
 from bevel.passes.second_order import SecondOrder
-from bevel.passes.tiles import Tile, by_slope, errors_alone, refit
+from bevel.passes.tiles import Tile, errors_alone, refit
 from bevel.passes.zeros import tensor_of
 from bevel.testing import check_pass
 from tests.graphs import graph, mlp
@@ -115,30 +115,6 @@ def test_refit_helps_any_mask():
     for method in ("magnitude", "wanda", "obs"):
         plain, refitted = (pruned(x, tile="4x4", method=method, refit=each)[0] for each in (False, True))
         assert refitted < plain
-
-
-def slope_of(share, most=1.0):
-    gentle, steep = np.array([0.1, 0.2, 0.3, 0.4]), np.array([1.0, 2.0, 3.0, 0.25])
-    return by_slope([gentle, steep], [np.full(4, 10.0)] * 2, share, most)
-
-
-def test_one_slope_for_all_layers():
-    assert slope_of(0.0) == [0, 0]
-    assert slope_of(0.5) == [3, 1]
-    assert slope_of(1.0) == [4, 4]
-    assert slope_of(0.5, most=0.5) == [2, 2]
-
-
-def test_the_slope_is_the_best_of_all_choices():
-    rng = np.random.default_rng(1)
-    slopes = [np.sort(rng.random(4)) for _ in range(3)]
-    sizes = [np.ones(4)] * 3
-
-    def damage(counts):
-        return sum(slope[:count].sum() for slope, count in zip(slopes, counts, strict=True))
-
-    every = [(a, b, c) for a in range(5) for b in range(5) for c in range(5) if a + b + c == 6]
-    assert damage(by_slope(slopes, sizes, 0.5, 1.0)) == pytest.approx(min(map(damage, every)))
 
 
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "obs"])

@@ -1,5 +1,6 @@
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 import bevel
@@ -92,9 +93,25 @@ def test_a_pattern_holds_in_every_row_of_every_group(method, pattern, count, of)
         assert np.all(rows[..., whole:] != 0)
 
 
-def test_a_pattern_fixes_the_sparsity():
+@pytest.mark.parametrize("options", [{"sparsity": 0.6}, {"allocation": "slope"}])
+def test_a_pattern_fixes_the_sparsity(options):
     with pytest.raises(UsageError, match="fixes the sparsity"):
-        PruneWeights(pattern="2:4", sparsity=0.6)
+        PruneWeights(pattern="2:4", **options)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "obs"])
+def test_slope_zeroes_more_where_it_matters_less_and_as_much_on_the_whole(method):
+    text = "two (float[n, 40] x) => (float[n, 20] y) { a = MatMul (x, w1) b = Relu (a) y = MatMul (b, w2) }"
+    model = graph(text, {"w1": (40, 32), "w2": (32, 20)})
+    array = weight(model, "w1").copy()
+    array[:, 8:] *= 0.05  # most of the first layer hardly matters
+    model.graph.initializers["w1"].const_value = ir.tensor(array, name="w1")
+    step = PruneWeights(allocation="slope", method=method, swaps=2)
+    report = bevel.optimize(model, step, calibration=[{"x": correlated()}])
+    first, second = zeros(weight(model, "w1")), zeros(weight(model, "w2"))
+    assert first + second == (1280 + 640) / 2
+    assert second / 640 < 0.5 < first / 1280 <= 0.75
+    assert any("zeros of a layer from" in note for note in report.steps[0].notes)
 
 
 def test_magnitude_drops_the_smallest_of_the_layer():
@@ -133,7 +150,7 @@ def test_statistics_that_lie_lose_the_advantage(monkeypatch):
             order = np.random.default_rng(0).permutation(len(second))
             super().__init__(second[np.ix_(order, order)])
 
-    monkeypatch.setattr("bevel.passes.prune_weights.SecondOrder", Shuffled)
+    monkeypatch.setattr("bevel.passes.zeros.SecondOrder", Shuffled)
     assert pruned(x, method="obs", sparsity=0.6)[0] > 2 * honest
 
 
