@@ -23,7 +23,6 @@ from typing import Any, Final
 
 import numpy as np
 import onnx_ir as ir
-from scipy.linalg import cho_factor, cho_solve
 
 from bevel.ir.axes import Dim, atoms
 from bevel.ir.edit import Indices, entries
@@ -32,7 +31,7 @@ from bevel.passes.base import Context
 from bevel.passes.calibration import Feed
 from bevel.passes.layers import CONV, Layer, layers
 from bevel.passes.normalization import DATA, MEAN, SCALE, VARIANCE, align, is_normalization, parameter, statistics
-from bevel.passes.second_order import DAMPING, LEAST_DIAGONAL
+from bevel.passes.second_order import Damped
 from bevel.passes.shift import bias_of, can_shift
 from bevel.passes.unfold import joint_sums
 from bevel.passes.walk import Walk, uses
@@ -51,14 +50,16 @@ class Refit:
     layers: int = 0
     normalizations: int = 0
     tied: int = 0
+    overflown: int = 0
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Say what was done, for the report."""
-        if not self.layers:
+        if not self.layers + self.tied + self.overflown:
             return ()
-        tied = (f"{self.tied} layers share their weight with others and were not refitted",) if self.tied else ()
-        return (f"{self.layers} layers refitted, {self.normalizations} normalizations given new statistics", *tied)
+        done = f"{self.layers} layers refitted, {self.normalizations} normalizations given new statistics"
+        left = {"share their weight with others": self.tied, "read numbers that overflow": self.overflown}
+        return (done, *(f"{count} layers {why}: not refitted" for why, count in left.items() if count))
 
 
 def refit(original: ir.Model, pruned: ir.Model, keeps: Indices, context: Context) -> Refit:
@@ -150,6 +151,9 @@ class _Fitting:
             return
         rows, columns = self._sides(whole)
         sums = self._sums(whole, small, columns)
+        if not sums.finite:
+            self.result.overflown += 1
+            return
         target = whole.matrices(_content(whole.weight))
         start = small.matrices(_content(small.weight))
         shifted = can_shift(small)
@@ -219,13 +223,7 @@ class _Part:
 
     def correction(self, wanted: Array, start: Array) -> Array:
         """Return what to add to the weights `start` to come close to what `wanted` give in the original."""
-        damped = self.second.copy()
-        diagonal = np.einsum("ii->i", damped)
-        diagonal += DAMPING * diagonal.mean() + LEAST_DIAGONAL
-        missing = wanted @ self.cross - start @ self.second
-        factor = cho_factor(damped, lower=True, overwrite_a=True, check_finite=False)
-        best: Array = cho_solve(factor, missing.T, check_finite=False).T
-        return best
+        return Damped(self.second).solve((wanted @ self.cross - start @ self.second).T).T
 
 
 class _Sums:
@@ -237,6 +235,11 @@ class _Sums:
     def add(self, answer: Mapping[str, Array]) -> None:
         for name, array in answer.items():
             self.totals[name] = self.totals.get(name, 0) + array.astype(np.float64)
+
+    @property
+    def finite(self) -> bool:
+        """Whether nothing overflowed."""
+        return all(np.isfinite(total).all() for total in self.totals.values())
 
     def of(self, group: int, *, centred: bool) -> _Part:
         count = max(float(self.totals["rows"][0]), 1.0)

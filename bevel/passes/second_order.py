@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 Array = np.ndarray[Any, Any]
 
@@ -22,6 +22,32 @@ Array = np.ndarray[Any, Any]
 DAMPING: Final = 0.01
 # An input that is always zero still needs a diagonal.
 LEAST_DIAGONAL: Final = 1e-12
+# Moments are sums in single precision: where they are all but constant, rounding can outweigh the damping.
+MORE: Final = 10.0
+
+
+class Damped:
+    """A second moment `[n, n]` with something added to its diagonal, so that equations with it can be solved.
+
+    `share` of the mean diagonal is added, ten times as much for as long as rounding keeps it from being positive.
+    """
+
+    def __init__(self, second: Array, share: float = DAMPING) -> None:
+        level = abs(np.trace(second)) / len(second)
+        extra = share * level + LEAST_DIAGONAL
+        while True:
+            self.matrix = second + extra * np.eye(len(second))
+            try:
+                self._factor = cho_factor(self.matrix, lower=True, check_finite=True)
+            except LinAlgError:
+                extra = max(extra, DAMPING * level) * MORE
+            else:
+                return
+
+    def solve(self, right: Array) -> Array:
+        """Return `matrix^-1 right`."""
+        solution: Array = cho_solve(self._factor, right, check_finite=False)
+        return solution
 
 
 class SecondOrder:
@@ -35,21 +61,21 @@ class SecondOrder:
     """
 
     def __init__(self, second: Array, damping: float = DAMPING) -> None:
-        self.damped = np.array(second, np.float64)
-        diagonal = np.einsum("ii->i", self.damped)
-        diagonal += damping * diagonal.mean() + LEAST_DIAGONAL
+        self._damped = Damped(np.asarray(second, np.float64), damping)
+
+    @property
+    def damped(self) -> Array:
+        """The moment with its damping."""
+        return self._damped.matrix
 
     @cached_property
     def inverse(self) -> Array:
         """The inverse of the damped moment."""
-        factor = cho_factor(self.damped, lower=True, check_finite=False)
-        inverse: Array = cho_solve(factor, np.eye(len(self.damped)), overwrite_b=True, check_finite=False)
-        return inverse
+        return self._damped.solve(np.eye(len(self.damped)))
 
     def refit(self, w: Array, keep: Array) -> Array:
         """Return the weights `[out, kept]` that come closest to `w` `[out, n]` with the inputs kept alone."""
-        factor = cho_factor(self.damped[np.ix_(keep, keep)], lower=True, check_finite=False)
-        best: Array = cho_solve(factor, self.damped[keep] @ w.T, check_finite=False).T
+        best: Array = Damped(self.damped[np.ix_(keep, keep)], 0.0).solve(self.damped[keep] @ w.T).T
         return best
 
     def error(self, w: Array, drop: Array) -> float:

@@ -22,15 +22,18 @@ Users = list[tuple[Group, Array]]
 def obs(analysis: Analysis, groups: Sequence[Group], context: Context) -> Mapping[str, np.ndarray]:
     """Score each entry by the exact error that the layers which read it are left with after a least-squares refit.
 
-    The error is relative to the energy of each layer's output, and added over the layers that read the entry. Where a
-    layer can add a constant, what is dropped is replaced by its mean, so that only its variance counts. A group that no
-    layer reads by itself (the channels that queries and keys are compared over) is left out. Source: Hassibi and Stork
-    1992, Optimal Brain Surgeon, lifted to coupled groups (`bevel.passes.second_order`).
+    The error is relative to the energy of each layer's output, and added over the layers that read the entry; one that
+    reads numbers which overflow says nothing. Where a layer can add a constant, what is dropped is replaced by its
+    mean, so that only its variance counts. A group that no layer reads by itself (the channels that queries and keys
+    are compared over) is left out. Source: Hassibi and Stork 1992, Optimal Brain Surgeon, lifted to coupled groups
+    (`bevel.passes.second_order`).
     """
     readers = _readers(analysis, groups)
     found: dict[str, list[Array]] = {}
     orders: dict[int, list[SecondOrder]] = {}
     for layer, moment in moments(analysis.model, list(readers), context):
+        if not np.isfinite(moment.second).all():
+            continue
         shifted = can_shift(layer)
         key = id(moment) + shifted
         if key not in orders:  # layers that read one value share its moments
