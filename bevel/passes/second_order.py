@@ -36,7 +36,7 @@ class Damped:
         level = abs(np.trace(second)) / len(second)
         extra = share * level + LEAST_DIAGONAL
         while True:
-            self.matrix = second + extra * np.eye(len(second))
+            self.matrix: Array = second + extra * np.eye(len(second))
             try:
                 self._factor = cho_factor(self.matrix, lower=True, check_finite=True)
             except LinAlgError:
