@@ -21,12 +21,12 @@ def bypass(model: ir.Model, runs: Sequence[Layer], bridges: Mapping[str, Bridge]
     """
     names = Names(model)
     for run in reversed(runs):
-        stream, after = run.start, run.end.producer()
+        stream, after = run.start, run.blocks[0].end.producer()
         assert after is not None
         if run.name in bridges:
             stream = bridges[run.name].whole(Emitter(model.graph, after, stream, run.name, names), stream, run.axis)
-        redirect(model.graph, run.end, stream, names)
-        for block in reversed(run.blocks):
+        for block in reversed(run.blocks):  # what others than the next block read of an end reads the stream, too
+            redirect(model.graph, block.end, stream, names)
             _remove_unused(model.graph, block)
     remove_dead(model)
 

@@ -220,3 +220,50 @@ def test_an_old_opset_has_no_switches():
     source.opset_import[0].version = 8
     with pytest.raises(UnsupportedModel, match="no Where"):
         optimize(bevel.load(source), "drop-blocks{count=1 by=output}", calibration=feeds())
+
+
+def grown(seed):
+    """A random graph of values `[n, 4]`, each computed from recent ones; whatever nothing reads is an output."""
+    rng = np.random.default_rng(seed)
+    values, nodes, weights = ["x"], [], {}
+    for place in range(rng.integers(10, 24)):
+        operator = str(rng.choice(["MatMul", "Add", "Add", "Add", "Relu", "LayerNormalization", "Mul", "Identity"]))
+        recent = [values[-min(int(rng.geometric(0.45)), len(values))] for _ in range(2)]
+        if operator in ("MatMul", "LayerNormalization"):
+            weights[f"w{place}"] = (4, 4) if operator == "MatMul" else (4,)
+            recent[1] = f"w{place}"
+        nodes.append((f"v{place}", operator, recent[: 1 if operator in ("Relu", "Identity") else 2]))
+        values.append(f"v{place}")
+    read = {name for _, _, operands in nodes for name in operands}
+    outputs = ", ".join(f"float[n, 4] {name}" for name, _, _ in nodes if name not in read)
+    body = "  ".join(f"{name} = {operator} ({', '.join(operands)})" for name, operator, operands in nodes)
+    return graph(f"m (float[n, 4] x) => ({outputs}) {{ {body} }}", weights, seed)
+
+
+WITH_BLOCKS = [seed for seed in range(40) if find_blocks(grown(seed)).innermost]
+
+
+@pytest.mark.parametrize("seed", WITH_BLOCKS)
+def test_random_graphs_keep_the_promise(seed):
+    model = grown(seed)
+    for options in ("ratio=0.5", "ratio=1.0 by=output unit=layer", "ratio=1.0 replace=linear"):
+        (step,) = optimize(model.clone(), f"drop-blocks{{{options}}}").steps
+        assert step.verdict.kept
+
+
+def test_a_fused_norm_goes_with_its_block():
+    source = proto(
+        """
+        m (float[n, t, 4] x) => (float[n, t, 4] y) {
+          a = MatMul (x, w)  x1 = com.microsoft.SkipLayerNormalization (a, x, g, h)
+          b = MatMul (x1, v)  y = com.microsoft.SkipLayerNormalization (x1, b, g, h)
+        }
+        """,
+        {"w": (4, 4), "v": (4, 4), "g": (4,), "h": (4,)},
+    )
+    source.opset_import.add(domain="com.microsoft", version=1)
+    model = bevel.load(source)
+    assert check_pass(DropBlocks(count=1), model).error == 0
+    optimize(model, "drop-blocks{count=1}")
+    assert [node.op_type for node in model.graph][:2] == ["MatMul", "SkipLayerNormalization"]
+    assert len([node for node in model.graph if node.op_type == "MatMul"]) == 1
