@@ -19,6 +19,7 @@ weights are there, *verify* Bevel's check. With `--exports`, exports are kept in
 """
 
 import argparse
+import copy
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -35,7 +36,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.architectures import Architecture
+from benchmarks.architectures import Architecture, image
 from benchmarks.pruning_coverage_models import networks
 from benchmarks.pruning_coverage_tools import Row, with_bevel, with_torch_pruning
 
@@ -90,6 +91,16 @@ def preload() -> None:
     load_rules()
     registry.passes()
     registry.importances()
+    warm_up()
+
+
+def warm_up() -> None:
+    """Let both tools prune a small network once, so that no row pays for what is loaded on first use."""
+    torch.set_num_threads(1)
+    layers = [torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3)]
+    small = Architecture(lambda: torch.nn.Sequential(*copy.deepcopy(layers)), image(8, name="input"))
+    for prune in (lambda row: with_bevel(row, small, None), lambda row: with_torch_pruning(row, small, hints=False)):
+        prune(Row("", ""))
 
 
 def read(file: Path | None) -> Iterator[Row]:

@@ -89,9 +89,7 @@ class quick_initialisation:
 def with_bevel(row: Row, architecture: Architecture, exports: Path | None) -> None:
     """Export, prune, and check twice: as Bevel does, in ONNX Runtime, and here, in torch."""
     module, feed = built(architecture)
-    start = time.perf_counter()
-    model = bevel.load(module, feed, cache=exports)
-    row.before = time.perf_counter() - start
+    model, row.before = exported(module, feed, None if exports is None else exports / row.network)
     arrays = [{value.name: array for value, array in zip(model.graph.inputs, inputs_of(feed), strict=True)}]
     (step,) = report = bevel.optimize(model, f"prune-channels{{ratio={RATIO}}}", calibration=arrays)
     start = time.perf_counter()
@@ -104,6 +102,20 @@ def with_bevel(row: Row, architecture: Architecture, exports: Path | None) -> No
     with Session(model, level=Level.AS_WRITTEN) as session:
         found = [torch.from_numpy(np.asarray(array)) for array in session.run(arrays[0]).values()]
     judge(row, found, module, feed, kept_by_bevel(model), {})
+
+
+def exported(module: nn.Module, feed: Mapping[str, Tensor], folder: Path | None) -> tuple[Any, float]:
+    """Return the graph of a module, and how many seconds its export took, now or when it was put into the folder."""
+    known = set() if folder is None else set(folder.glob("*.onnx"))
+    start = time.perf_counter()
+    model = bevel.load(module, feed, cache=folder)
+    seconds = time.perf_counter() - start
+    if folder is None:
+        return model, seconds
+    note = folder / "seconds"
+    if set(folder.glob("*.onnx")) != known or not note.exists():
+        note.write_text(f"{seconds:.3f}\n")
+    return model, float(note.read_text())
 
 
 def inputs_of(feed: Mapping[str, Tensor]) -> list[np.ndarray]:
