@@ -4,7 +4,10 @@ import onnx_ir as ir
 import pytest
 
 import bevel
+from bevel.backends.onnxruntime import Session
+from bevel.demo import Digits
 from bevel.errors import PromiseBroken, UsageError
+from bevel.models import path
 from bevel.passes.feedback import factor, prune
 from bevel.passes.layers import layers
 from bevel.passes.masks import lowest, lowest_by_output, lowest_of_every, wanted
@@ -349,3 +352,18 @@ def test_magnitude_keeps_the_tensors_it_was_given():
     before = snapshot(given)
     bevel.optimize(model, "prune-weights")
     assert snapshot(given) == before
+
+
+def test_the_built_in_model_is_as_good_with_a_tenth_of_its_weights():
+    digits = Digits.shipped()
+
+    def accuracy(options):
+        model = bevel.load(path("digits.onnx"))
+        pipeline = f"fold,prune-weights{{sparsity=0.9 samples=64{options}}}"
+        bevel.optimize(model, pipeline, calibration=list(digits.feeds()), verify=False)
+        with Session(model) as session:
+            (logits,) = session.run({"image": digits.image}).values()
+        return float((logits.argmax(1) == digits.label).mean())
+
+    assert accuracy(" method=obs allocation=slope") > 0.98
+    assert accuracy("") < 0.5  # by magnitude, the same share of every layer
