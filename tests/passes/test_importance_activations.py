@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from bevel.errors import CalibrationError
 from bevel.ir.groups import analyse
 from bevel.passes.importance.consumers import Reading, consumers
 from bevel.passes.importance.readings import Channels, measure
@@ -165,6 +166,14 @@ def test_an_empty_feed_changes_nothing():
     expected = net.raw("flap", "w1[1]")
     net.feeds = [{"x": np.zeros((0, 6), np.float32)}, *net.feeds]
     np.testing.assert_allclose(net.raw("flap", "w1[1]"), expected)
+
+
+@pytest.mark.parametrize("feeds", [[], [{"x": np.zeros((0, 6), np.float32)}]])
+def test_no_inputs_are_refused(feeds):
+    net = Net("mlp")
+    net.feeds = feeds
+    with pytest.raises(CalibrationError, match="no input to take statistics of"):
+        net.score("wanda", "w1[1]")
 
 
 def test_a_large_mean_does_not_swallow_the_variance():

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from bevel.errors import CalibrationError
 from bevel.ir.names import Names
 from bevel.ir.resize import add_initializer
 from bevel.passes.base import Context
@@ -42,7 +43,8 @@ class Channels:
 def measure(model: ir.Model, readings: Sequence[Reading], context: Context) -> dict[Reading, Channels]:
     """Return the statistics of the activations that can be read: those of the main graph whose rank is known.
 
-    On made-up inputs, normalizations go by the statistics of these (see `bevel.passes.normalization.align`).
+    On made-up inputs, normalizations go by the statistics of these (see `bevel.passes.normalization.align`). Raises
+    `CalibrationError` where there are no inputs.
     """
     readable = [reading for reading in dict.fromkeys(readings) if _readable(reading.value, model)]
     if not readable:
@@ -54,6 +56,8 @@ def measure(model: ir.Model, readings: Sequence[Reading], context: Context) -> d
             context.progress("statistics", done, done + 1)
             for reading, seen in measuring.read(runs.run(feed)):
                 found[reading] = found[reading].joined(seen) if reading in found else seen
+    if not found:
+        raise CalibrationError("there is no input to take statistics of", where=context.calibration.source)
     return found
 
 
