@@ -2,6 +2,7 @@
 
 An importance is a function from groups to scores, found through the entry points `bevel.importances`. It says how each
 part of a group scores each entry, a part being a coupled tensor or a consumer; `lift` makes one score of the parts.
+A group of which it can say nothing is left out of its answer, and then scored by `magnitude`.
 
 @importance(aggregate="norm")
 def magnitude(analysis, groups, context):
