@@ -5,8 +5,10 @@ tuned one's by `sum_j (1 - kept_j / q) D_j x_j`; over the draws and the inputs, 
 
     E |difference|^2 = (1 - (1 - p) / q)^2 A + p (1 - p) / q^2 B,    A = tr(D H D^T),    B = sum_ij D_ij^2 H_jj
 
-`A` is what the entries do together, `B` what they would do one by one. DARE's `q = 1 - p` makes the first term zero;
-the sum is least at `q = (1 - p) + p B / A`.
+`A` is what the entries do together, `B` what they would do one by one. DARE's `q = 1 - p` makes the first term, the
+bias, zero; for a layer alone the sum is least at `q = (1 - p) + p B / A`. In a network of `L` layers the biases all
+point the same way and add up, while the rest is independent from layer to layer and adds up in power only: with the
+first term weighing `L` times as much, `q = (1 - p) + p B / (L A)`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -73,13 +75,13 @@ def _chunks(shape: tuple[int, ...]) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, shape[0], step))
 
 
-def best_q(together: float, apart: float, drop: float) -> float:
-    """Return the `q` of the least expected output error, from `A` and `B` above; between DARE's and 1.
+def best_q(together: float, apart: float, drop: float, layers: int = 1) -> float:
+    """Return the `q` of the least expected output error, from `A`, `B` and `L` above; between DARE's and 1.
 
     >>> best_q(together=1.0, apart=1.0, drop=0.9), round(best_q(together=1.0, apart=0.0, drop=0.9), 2)
     (1.0, 0.1)
     """
-    share = min(apart / together, 1.0) if together > 0 else 1.0
+    share = min(apart / (layers * together), 1.0) if together > 0 else 1.0
     return (1 - drop) + drop * share
 
 

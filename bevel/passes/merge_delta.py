@@ -26,9 +26,10 @@ class MergeDelta(Pass):
     entry of a matrix or kernel is dropped with probability `drop`, and what stays is divided by `q`. Sparse deltas take
     little room beside the base, and those of several models tuned from one base disturb each other less when added.
     `rescale` chooses `q`: `dare` takes 1 - drop, which keeps the expectation of every weight; `analytic` takes, tensor
-    by tensor, the q of the least expected squared error of the layer's output, in closed form from the second moment of
-    its inputs (DAREx minimises a tail bound of the same difference); `label-free` takes the one q for all at which the
-    model's own outputs change least on unlabelled inputs, found by running it.
+    by tensor, the q of the least expected squared error, in closed form from the second moment of the layer's inputs
+    and the number of layers (DAREx minimises a tail bound of the same difference; `bevel/passes/delta.py` has the
+    algebra); `label-free` takes the one q for all at which the model's own outputs change least on unlabelled inputs,
+    found by running it.
 
     Initializers of the model and its base are matched by the parameter that they came from, else by name; what has no
     counterpart of the same shape refuses the pass unless it is skipped. Vectors and single numbers (biases, gains) are

@@ -34,7 +34,7 @@ def analytic(
         together[name] += moment.count * float(np.sum((matrices @ moment.second) * matrices))
         apart[name] += moment.count * float(np.sum(matrices**2 * np.einsum("gii->gi", moment.second)[:, None]))
     names = {layer.weight.name or "" for layer in wanted}
-    return {name: best_q(together[name], apart[name], drop) for name in deltas if name in names}
+    return {name: best_q(together[name], apart[name], drop, len(wanted)) for name in deltas if name in names}
 
 
 def label_free(

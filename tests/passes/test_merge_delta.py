@@ -138,6 +138,12 @@ def test_the_analytic_q_is_the_best_of_all_drawn_by_brute_force(drop):
     assert closed == pytest.approx(error(best))
 
 
+def test_in_a_deep_network_bias_weighs_more():
+    alone, deep = best_q(1.0, 0.8, 0.9), best_q(1.0, 0.8, 0.9, layers=20)
+    assert 0.1 < deep < alone
+    assert deep - 0.1 == pytest.approx((alone - 0.1) / 20)
+
+
 def test_analytic_is_measured_to_be_better_than_dare():
     base, feeds = mlp(), inputs()
     errors = {}
