@@ -92,6 +92,12 @@ class Layer:
             return array.reshape(1, array.shape[0], -1).transpose(0, 2, 1)
         return np.expand_dims(array if self.in_axis else array.T, 0)
 
+    def content(self) -> Array:
+        """Return the weight as matrices, in double precision."""
+        tensor = self.weight.const_value
+        assert tensor is not None
+        return self.matrices(tensor.numpy().astype(np.float64))
+
     def array(self, matrices: Array) -> Array:
         """Return `[groups, out, in]` in the weight's own layout; the way back of `matrices`."""
         groups, out, inner = matrices.shape

@@ -24,6 +24,18 @@ class Moments:
     mean: Array
     second: Array
 
+    @property
+    def finite(self) -> bool:
+        """Whether nothing overflowed."""
+        return bool(np.isfinite(self.second).all())
+
+    def about(self, mean: bool) -> Array:
+        """Return the second moments about the mean (covariances), or about zero."""
+        if not mean:
+            return self.second
+        spread: Array = self.second - self.mean[:, :, None] * self.mean[:, None, :]
+        return spread
+
 
 def moments(
     model: ir.Model, wanted: Sequence[Layer], context: Context, samples: int | None = None

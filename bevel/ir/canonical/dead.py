@@ -2,6 +2,8 @@
 
 import onnx_ir as ir
 
+from bevel.ir import nested
+
 
 def remove_dead(model: ir.Model) -> None:
     """Remove standard nodes whose outputs nobody uses, innermost graphs last, then initializers nobody uses.
@@ -24,9 +26,9 @@ def remove_dead_nodes(graph: ir.Graph) -> None:
 
 
 def remove_unused_initializers(graph: ir.Graph) -> None:
-    """Remove initializers without a use, unless they are inputs or outputs of their graph."""
+    """Remove initializers without a use, unless they are inputs or outputs of their graph, or kept for later."""
     for name, value in list(graph.initializers.items()):
-        if not is_used(value) and not value.is_graph_input():
+        if not is_used(value) and not value.is_graph_input() and nested.KEY not in value.metadata_props:
             del graph.initializers[name]
 
 

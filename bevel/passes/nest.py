@@ -1,0 +1,133 @@
+"""Order channels so that every prefix is a good smaller network."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Final
+
+import numpy as np
+import onnx_ir as ir
+
+from bevel.errors import UsageError
+from bevel.ir import nested
+from bevel.ir.edit import FREE_TO_DROP, permute
+from bevel.ir.groups import Analysis, Group, analyse
+from bevel.ir.names import Names
+from bevel.ir.nested import Fit, Nest
+from bevel.passes.base import SAMPLES, Context, Doc, Outcome, Pass, Preserving, Promise, Range
+from bevel.passes.choice import choose, left_out, outermost
+from bevel.passes.importance import lift
+from bevel.passes.layers import Layer
+from bevel.passes.moments import Moments, moments
+from bevel.passes.readers import readers
+from bevel.passes.second_order import SecondOrder
+from bevel.passes.shift import bias_of, can_shift
+
+Array = np.ndarray[Any, Any]
+
+WIDTHS: Final = ("0.25", "0.5", "0.75")
+
+
+@dataclass(frozen=True)
+class NestChannels(Pass):
+    """Order channels, heads and features so that every prefix of them is a good smaller network.
+
+    What it does: sorts every group that allows it by importance, the most important entries first, and fits the layers
+    that read it to some of its widths by least squares: `extract-member` then takes any mix of widths out of the one
+    file, in milliseconds. The full network stays what it was; the fitted weights ride along as initializers that no
+    node uses, which ONNX Runtime leaves out when it loads the file. Widths that nothing was fitted to can be taken too.
+
+    Promise: Preserving.
+
+    Example: nest{widths=0.25,0.5,0.75 importance=obs}
+
+    Source: Devvrit et al. 2024, MatFormer, applied after training; the fit to each width is ours.
+    """
+
+    name: ClassVar[str] = "nest"
+    promise: ClassVar[Promise] = Preserving()
+
+    widths: Annotated[tuple[str, ...], Doc("shares of a group's entries that layers are fitted to")] = WIDTHS
+    importance: Annotated[str, Doc("what scores the channels: an installed importance")] = "obs"
+    samples: Annotated[int, Range(1), Doc("inputs to gather statistics from: rows of the first axis")] = SAMPLES
+    only: Annotated[tuple[str, ...], Doc("groups or tensors to order, op:TYPE, depth:0-5; everything if empty")] = ()
+    skip: Annotated[tuple[str, ...], Doc("groups or tensors to leave alone, op:TYPE, depth:0-5")] = ()
+
+    def __post_init__(self) -> None:
+        """Check that the widths are shares."""
+        super().__post_init__()
+        for text in self.widths:
+            share(text, self.name)
+
+    def run(self, model: ir.Model, context: Context) -> Outcome:
+        """Score, sort, fit."""
+        context = replace(context, samples=self.samples)
+        nested.remove(model)
+        analysis = analyse(model)
+        groups = outermost(analysis, choose(analysis, FREE_TO_DROP, self.only, self.skip))
+        scores = lift.score(self.importance, analysis, groups, context)
+        permute(analysis, {name: np.argsort(-values, kind="stable") for name, values in scores.items()})
+        shares = [share(text, self.name) for text in self.widths]
+        fits = list(_fitted(analysis, groups, shares, context))
+        Nest({group.name: group.size for group in groups}, fits).write(model)
+        notes = (f"{len(groups)} of {len(analysis.groups)} groups ordered, {len(fits)} weights fitted", *scores.notes)
+        return Outcome(notes=(*notes, *left_out(analysis.groups, FREE_TO_DROP)))
+
+
+def share(text: str, where: str) -> float:
+    """Read a share of a group's entries."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 1:
+        raise UsageError(f"{text!r} is no width", where=where, remedy="a share of the entries: above 0, at most 1")
+    return number
+
+
+def entries_of(size: int, part: float) -> int:
+    """Return how many of a group's entries a share is."""
+    return max(1, round(size * part))
+
+
+def _fitted(analysis: Analysis, groups: Sequence[Group], shares: Sequence[float], context: Context) -> Iterator[Fit]:
+    """Fit every layer that reads one group to its widths; layers that read several, or share a weight, are cut only."""
+    model, names = analysis.model, Names(analysis.model)
+    reads = {
+        layer: found[0]
+        for layer, found in readers(analysis, groups).items()
+        if len(found) == 1 and len(layer.weight.uses()) == 1
+    }
+    fits = []
+    for layer, moment in moments(model, list(reads), context):
+        group, inputs = reads[layer]
+        for width in dict.fromkeys(entries_of(group.size, part) for part in shares):
+            if width < group.size and moment.finite:
+                for value, array in _fit(layer, moment, inputs[width:].ravel()):
+                    name = names.free(f"{value.name}.nested.{width}")
+                    fits.append((Fit(group.name, width, value.name or "", name), array))
+    for fit, array in fits:
+        nested.store(model, fit.stored, array)
+        yield fit
+
+
+def _fit(layer: Layer, moment: Moments, drop: Array) -> Iterator[tuple[ir.Value, Array]]:
+    """Yield a layer's weight, and its bias if that makes up for something, as they are best without some inputs.
+
+    The inputs that are dropped keep a place, with zeros in it.
+    """
+    shifted = bias_of(layer) if can_shift(layer) else None
+    wide = layer.content()
+    fitted = np.zeros_like(wide)
+    keep = np.setdiff1d(np.arange(wide.shape[2]), drop)
+    for matrix, best, second in zip(wide, fitted, moment.about(shifted is not None), strict=True):
+        best[:, keep] = SecondOrder(second).refit(matrix, keep)
+    yield layer.weight, _typed(layer.weight, layer.array(fitted))
+    if shifted is not None:
+        assert shifted.const_value is not None
+        change = np.einsum("goi,gi->go", wide - fitted, moment.mean).ravel()
+        yield shifted, _typed(shifted, shifted.const_value.numpy() + change)
+
+
+def _typed(value: ir.Value, array: Array) -> Array:
+    assert value.const_value is not None
+    return np.ascontiguousarray(array).astype(value.const_value.dtype.numpy())
