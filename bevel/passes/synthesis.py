@@ -1,7 +1,8 @@
 """Inputs made up from a model's signature, when the user has none at hand.
 
 Sizes of symbolic axes are chosen per symbol, values per input: indices within the tables they index, masks mostly on,
-floats from a standard normal. What to try is a short list of plans; the first that the model runs on is taken.
+floats from a standard normal; those of an image vary slowly from pixel to pixel, as photographs and drawings do. What
+to try is a short list of plans; the first that the model runs on is taken.
 """
 
 import ast
@@ -27,6 +28,9 @@ POSITION_NAME = re.compile(r"pos(ition)?(_?ids?)?$", re.IGNORECASE)
 WORDS = ("", "a", "of", "tree", "House", "river 7", "né", "snow-white")
 # Masks hide one place in eight: enough to be exercised, few enough that no row is all hidden often.
 MASKED_SHARE = 1 / 8
+
+# An input with so few channels beside two more axes is an image.
+MOST_COLOURS = 4
 
 Array = np.ndarray[Any, Any]
 
@@ -179,9 +183,34 @@ def _array(wanted: Input, shape: tuple[int, ...], least: int | None, rng: np.ran
     if dtype.is_integer():
         return _integers(wanted, shape, least, rng).astype(dtype.numpy())
     normal: Any = rng.standard_normal(shape)
+    if (axes := _pixels(shape)) and dtype.is_floating_point():
+        return smooth(normal, axes).astype(dtype.numpy())
     if dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
         normal = normal + 1j * rng.standard_normal(shape)
     return np.asarray(normal).astype(dtype.numpy())
+
+
+def _pixels(shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """Return the two axes of pixels, if an array of some shape is a batch of images; channels come first or last."""
+    if len(shape) != 4 or min(shape) < 1:
+        return None
+    return (2, 3) if shape[1] <= MOST_COLOURS else (1, 2) if shape[3] <= MOST_COLOURS else None
+
+
+def smooth(noise: Array, axes: tuple[int, int]) -> Array:
+    """Give white noise the spectrum of natural images: amplitudes that fall as one over the frequency.
+
+    Mean square stays one on average. Source: Field 1987, Relations between the statistics of natural images and the
+    response properties of cortical cells.
+    """
+    rows, columns = (noise.shape[axis] for axis in axes)
+    frequency = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.fftfreq(columns)[None])
+    frequency[0, 0] = 1 / max(rows, columns)
+    gain = 1 / frequency
+    gain /= np.sqrt(np.square(gain).mean())
+    gain = np.expand_dims(gain, [axis for axis in range(noise.ndim) if axis not in axes])
+    image: Array = np.fft.ifft2(np.fft.fft2(noise, axes=axes) * gain, axes=axes).real
+    return image
 
 
 def _mask(wanted: Input, shape: tuple[int, ...], rng: np.random.Generator) -> Array:

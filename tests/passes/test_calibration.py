@@ -6,7 +6,8 @@ from bevel.backends.onnxruntime import Session
 from bevel.errors import CalibrationError, UsageError
 from bevel.ir.signature import index_bound, signature
 from bevel.passes.calibration import Calibration
-from bevel.passes.synthesis import synthesize
+from bevel.passes.execution import Execution
+from bevel.passes.synthesis import smooth, synthesize
 from tests.graphs import graph, mlp
 
 TWO_INPUTS = (
@@ -189,3 +190,19 @@ def test_a_model_that_nothing_satisfies_is_an_error_with_the_remedy():
 
 def test_the_signature_leaves_initializers_out():
     assert [str(wanted) for wanted in signature(mlp())] == ["x: FLOAT[n, 6]"]
+
+
+def test_made_up_images_vary_slowly_from_pixel_to_pixel():
+    noise = np.random.default_rng(0).standard_normal((200, 3, 16, 16))
+    image = smooth(noise, (2, 3))
+    assert np.square(image).mean() == pytest.approx(1.0, rel=0.1)
+    assert alike(image) > 0.6 > 0.1 > abs(alike(noise))
+    model = graph("m (float[n, 3, 16, 16] x) => (float[n, 3, 16, 16] y) { y = Relu (x) }")
+    with Execution().open(model) as runs:
+        (feed, *_) = synthesize(model, 0, 4, runs.run)
+    assert alike(feed["x"]) > 0.6
+
+
+def alike(image):
+    """How much each pixel resembles the one right of it."""
+    return float((image[..., 1:] * image[..., :-1]).mean() / np.square(image).mean())
