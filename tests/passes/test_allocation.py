@@ -10,7 +10,7 @@ from bevel.ir.forecast import Forecast
 from bevel.ir.groups import analyse
 from bevel.passes.allocation import ALLOCATIONS
 from bevel.passes.allocation.angular import home, kept
-from bevel.passes.allocation.fit import filled, fit
+from bevel.passes.allocation.fit import CLOSE, filled, fit
 from bevel.passes.allocation.keeps import best
 from bevel.passes.allocation.ladder import ladder, natural_step, span, step_of
 from bevel.passes.allocation.measured import search
@@ -78,9 +78,11 @@ def test_the_program_finds_the_best_of_all_choices(seed):
     rng = np.random.default_rng(seed)
     table = random_menus(rng, groups=4, choices=5)
     required = rng.uniform(0.1, 0.95) * sum(menu.saved[-1] for menu in table)
-    choice = knapsack(table, required)
-    assert total(table, choice, "saved") >= required - 1e-6
-    assert total(table, choice, "damage") == pytest.approx(brute_force(table, required), rel=2e-4)
+    least = brute_force(table, required)
+    for gap in (0.0, 0.01):
+        choice = knapsack(table, required, gap)
+        assert total(table, choice, "saved") >= required - 1e-6
+        assert least * (1 - 1e-6) <= total(table, choice, "damage") <= least * (1 + gap + 1e-6)
 
 
 def test_a_greedy_choice_is_not_the_best_of_all():
@@ -89,7 +91,7 @@ def test_a_greedy_choice_is_not_the_best_of_all():
         Menu(np.array([2, 1]), np.array([0.0, 1.0]), np.array([0.0, 1.0])),
         Menu(np.array([2, 1]), np.array([0.0, 1.5]), np.array([0.0, 1.6])),
     ]
-    assert total(table, knapsack(table, 1.2), "damage") == brute_force(table, 1.2) == 1.6
+    assert total(table, knapsack(table, 1.2, 0.0), "damage") == brute_force(table, 1.2) == 1.6
     assert total(table, [1, 1], "damage") > 1.6  # the better ratio first, then what is still missing
 
 
@@ -112,7 +114,7 @@ def test_the_program_loses_no_more_than_others_that_save_as_much(seed, strength)
         share = strength
         while saved(widths := ALLOCATIONS[other](given)(share)) < table.required(strength) - 1e-9:
             share = min(share + 0.01, 1.0)
-        assert lost(given.scores, ours) <= lost(given.scores, widths) * (1 + 1e-3)
+        assert lost(given.scores, ours) <= lost(given.scores, widths) * 1.01
 
 
 # Slopes
@@ -265,7 +267,7 @@ def test_nothing_more_fits_within_a_target(name, limit):
     widths = fit(ALLOCATIONS[name](given), given.figure, limit, "")
     assert 0.9 * limit <= given.figure(widths) <= limit
     wider = [widths | {name: width + 1} for name, width in widths.items() if width < given.sizes[name]]
-    assert given.figure(widths) > 0.99 * limit or all(given.figure(each) > limit for each in wider)
+    assert given.figure(widths) > CLOSE * limit or all(given.figure(each) > limit for each in wider)
 
 
 def test_a_fit_that_is_out_of_reach_is_refused():

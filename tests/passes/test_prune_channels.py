@@ -7,6 +7,8 @@ import pytest
 import bevel
 from bevel.errors import BudgetMissed, UsageError
 from bevel.ir.cost import cost
+from bevel.passes.base import Context
+from bevel.passes.calibration import Calibration
 from bevel.passes.options import render
 from bevel.passes.pipeline import optimize, parse
 from bevel.passes.prune_channels import PruneChannels
@@ -231,3 +233,65 @@ def test_everything_left_alone_is_named_with_its_reason():
 
 def named(line):
     return 1 + int(line.split(" and ")[1].split(" more")[0]) if " more: " in line else 1
+
+
+class Paced:
+    """A runtime in which a model takes a fixed time and so much a multiply-accumulate."""
+
+    block = 16
+
+    def __init__(self, fixed=0.0):
+        self.fixed, self.asked = fixed, []
+
+    def latencies(self, models, feed):
+        self.asked.append([cost(model).macs for model in models])
+        return tuple(self.fixed + macs / 1e3 for macs in self.asked[-1])
+
+
+def paced(text, runtime, model):
+    (step,) = parse(f"prune-channels{{{text}}}").passes
+    context = Context(0, Calibration.of([{"x": np.zeros((1, 3, 8, 8), np.float32)}], model), runtime)
+    return step.run(model, context)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_latency_is_measured_and_met_in_whole_blocks(steps):
+    model, runtime = graph(CONVOLUTIONS, KERNELS), Paced()
+    before = cost(model).macs
+    outcome = paced(f'target="latency=0.6x" steps={steps}', runtime, model)
+    assert cost(model).macs <= 0.6 * before
+    assert all(asked[0] == before for asked in runtime.asked)  # in turns with the original, whatever came before
+    assert len(runtime.asked) <= 16
+    assert widths(model)["k1"][0] % 16 == widths(model)["k2"][0] % 16 == 0
+    assert any(note.startswith("target latency=0.6x: 0.") and "measured" in note for note in outcome.notes)
+
+
+def test_blocks_are_the_users_if_he_says_so():
+    model = graph(CONVOLUTIONS, KERNELS)
+    before = cost(model).macs
+    paced('target="latency=0.6x" round-to=1', Paced(), model)
+    assert 0.57 * before <= cost(model).macs <= 0.6 * before
+
+
+def test_an_absolute_latency_is_one_of_the_machine():
+    model, runtime = graph(CONVOLUTIONS, KERNELS), Paced()
+    now = cost(model).macs / 1e3
+    paced(f'target="latency={0.5 * now:.3f}ms" round-to=1', runtime, model)
+    assert runtime.asked[0] == [now * 1e3]
+    assert 0.45 * now <= cost(model).macs / 1e3 <= 0.5 * now
+
+
+def test_a_latency_out_of_reach_is_refused_before_the_first_write():
+    model = graph(CONVOLUTIONS, KERNELS)
+    before = snapshot(model)
+    with pytest.raises(BudgetMissed, match="the fastest of"):
+        paced('target="latency=0.5x"', Paced(fixed=cost(model).macs / 1e3 * 2), model)
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("target", ["latency=2x", "macs=1x", "parameters=9M"])
+def test_a_target_that_holds_already_changes_nothing(target):
+    model = graph(CONVOLUTIONS, KERNELS)
+    before = widths(model)
+    optimize(model, f'prune-channels{{target="{target}" steps=2}}')
+    assert widths(model) == before

@@ -68,7 +68,7 @@ class Predicted(Aim):
         self.target = target
         self.metric = METRICS[target.metric]
         self.before: int = getattr(cost(model), self.metric)
-        self.share = 1 - target.share(max(self.before, 1))
+        self.share = max(0.0, 1 - target.share(max(self.before, 1)))
 
     def widths(self, problem: Problem, allocate: Allocate, share: float) -> tuple[Widths, tuple[str, ...]]:
         """Find the strength at which the forecast is what it may be."""
@@ -85,13 +85,12 @@ class Measured(Predicted):
         self.original = model.clone()
         self.context = context
         self.feed = next(iter(context.calibration))
-        relative = target.relative
-        (now,) = (1.0,) if relative else context.runtime.latencies([self.original], self.feed)
-        self.share = 1 - target.share(now)
+        now = 1.0 if target.relative else context.runtime.latencies([self.original], self.feed)[0]
+        self.share = max(0.0, 1 - target.share(now))
 
     def widths(self, problem: Problem, allocate: Allocate, share: float) -> tuple[Widths, tuple[str, ...]]:
         """Measure candidates at the last step; steps before it go by what is predicted."""
-        if share < self.share:
+        if share < self.share or not share:
             return super().widths(problem, allocate, share)
         found = search(
             lambda macs: self._at(problem, allocate, macs),

@@ -10,8 +10,8 @@ HALVINGS = 20
 """Of the range of strengths: one entry in a million."""
 
 MOST_ROUNDS = 4
-CLOSE = 0.99
-"""Of a limit: closer than that, nobody asks for more."""
+CLOSE = 0.995
+"""Of a limit: what comes so close to it is taken."""
 
 
 def fit(allocate: Allocate, figure: Callable[[Widths], float], limit: float, what: str) -> Widths:
@@ -51,10 +51,12 @@ def bisect(
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         widths = allocate(middle)
-        if figure(widths) <= limit:
-            high, narrow = middle, widths
-        else:
+        if (found := figure(widths)) > limit:
             low, wide = middle, widths
+            continue
+        high, narrow = middle, widths
+        if found > CLOSE * limit:
+            break
     return high, narrow, wide
 
 
