@@ -18,7 +18,7 @@ The normal form keeps a sum outermost where it can, `(a + b) * c = a*c + b*c`, a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from math import prod
 from typing import NamedTuple, TypeAlias
 
@@ -81,7 +81,10 @@ def fresh(size: int) -> Axis:
 def resolve(axis: Axis) -> Axis:
     """Replace refined dimensions by what they were refined to, in normal form."""
     if isinstance(axis, Dim):
-        return axis if axis.bound is None else _follow(axis)
+        bound = axis.bound
+        if bound is None:
+            return axis
+        return bound if type(bound) is Dim and bound.bound is None else _follow(axis)  # mostly there is one step
     if isinstance(axis, Product):
         return axis if _settled(axis.factors) else product(*axis.factors)
     return axis if _settled(axis.terms) else total(*axis.terms)
@@ -145,6 +148,19 @@ def atoms(axis: Axis) -> Iterator[Dim]:
         return
     for part in axis.factors if isinstance(axis, Product) else axis.terms:
         yield from atoms(part)
+
+
+def holds(axis: Axis, dims: Container[Dim]) -> bool:
+    """Say whether an axis has any of some dimensions.
+
+    >>> heads, width = Dim(2), Dim(3)
+    >>> holds(product(heads, width), {width}), holds(heads, {width})
+    (True, False)
+    """
+    axis = resolve(axis)
+    if isinstance(axis, Dim):
+        return axis in dims
+    return any([holds(part, dims) for part in (axis.factors if isinstance(axis, Product) else axis.terms)])  # noqa: C419 - a list is faster here
 
 
 def paths(axis: Axis, prefix: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], Dim]]:

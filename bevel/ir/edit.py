@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bevel.errors import EditRefused
-from bevel.ir.axes import Axis, Dim, Product, atoms, resolve
+from bevel.ir.axes import Axis, Dim, Product, holds, resolve
 from bevel.ir.change import Change
 from bevel.ir.content import content
 from bevel.ir.coupling import Freedom
@@ -149,9 +149,7 @@ def _checked(analysis: Analysis, indices: Indices, kind: Freedom) -> dict[Group,
 def _index_initializer(
     value: ir.Value, axes: tuple[Axis, ...], taken: Mapping[Dim, np.ndarray], resize: Resize
 ) -> list[Write]:
-    changed = {
-        place: entries(axis, taken) for place, axis in enumerate(axes) if any(atom in taken for atom in atoms(axis))
-    }
+    changed = {place: entries(axis, taken) for place, axis in enumerate(axes) if holds(axis, taken)}
     source = value.const_value
     if not changed or source is None:
         return []
@@ -199,7 +197,7 @@ def _masked_places(analysis: Analysis, kept: Mapping[Dim, np.ndarray]) -> list[S
     An activation rather than a weight: a masked copy of every weight would take as much memory again as the model.
     """
     chosen: dict[tuple[ir.Node, int], Summation] = {}
-    touched = [place for place in analysis.facts.sums if any(atom in kept for atom in atoms(place.axis))]
+    touched = [place for place in analysis.facts.sums if holds(place.axis, kept)]
     for place in touched:
         key = (place.node, id(place.axis))
         if key not in chosen or (_is_weight(chosen[key]) and not _is_weight(place)):
