@@ -20,6 +20,7 @@ def bypass(model: ir.Model, runs: Sequence[Layer], bridges: Mapping[str, Bridge]
     Runs are in the order of the graph and do not touch. The nodes and weights that only they needed go.
     """
     names = Names(model)
+    places = {node: block.places[node] for run in runs for block in run.blocks for node in block.nodes}
     for run in reversed(runs):
         stream, after = run.start, run.blocks[0].end.producer()
         assert after is not None
@@ -27,7 +28,7 @@ def bypass(model: ir.Model, runs: Sequence[Layer], bridges: Mapping[str, Bridge]
             stream = bridges[run.name].whole(Emitter(model.graph, after, stream, run.name, names), stream, run.axis)
         for block in reversed(run.blocks):  # what others than the next block read of an end reads the stream, too
             redirect(model.graph, block.end, stream, names)
-            _remove_unused(model.graph, block)
+    _remove_unused(model.graph, sorted(places, key=places.__getitem__, reverse=True))
     remove_dead(model)
 
 
@@ -45,9 +46,9 @@ def redirect(graph: ir.Graph, old: ir.Value, new: ir.Value, names: Names) -> Non
     old.replace_all_uses_with(new)
 
 
-def _remove_unused(graph: ir.Graph, block: Block) -> None:
-    """Remove the nodes of a block; those of other domains too, for nothing reads what they make."""
-    for node in reversed(block.nodes):
+def _remove_unused(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
+    """Remove nodes, the last ones first; those of other domains too, for nothing reads what they make."""
+    for node in nodes:
         if not any(is_used(value) for value in node.outputs):
             graph.remove(node, safe=True)
 

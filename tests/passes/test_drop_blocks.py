@@ -251,6 +251,19 @@ def test_random_graphs_keep_the_promise(seed):
         assert step.verdict.kept
 
 
+def test_sums_of_one_stream_are_dropped_together():
+    """After the first is gone, what the others need alone is not what it was."""
+    text = """
+    m (float[n, 4] x) => (float[n, 4] y) {
+      i = Identity (x)  r = MatMul (i, w)  g = Sigmoid (r)  a = Add (i, g)  b = Add (x, a)  y = Add (a, b)
+    }
+    """
+    model = graph(text, {"w": (4, 4)})
+    assert check_pass(DropBlocks(ratio=1.0), model).error == 0
+    optimize(model, "drop-blocks{ratio=1.0}")
+    assert not model.graph.initializers
+
+
 def test_a_fused_norm_goes_with_its_block():
     source = proto(
         """
