@@ -5,6 +5,9 @@ A pattern is the name of a group or of one of its tensors (`*` and `?` stand for
     op:Conv         groups with a tensor that a Conv takes
     depth:0-5       groups that begin in one of the first six layers with weights
     depth:75-100%   groups that begin in the last quarter of them
+    factor:outer    groups that are the first factor of some axis: heads, of heads * head size
+    factor:middle   those between: queries of a key-value group
+    factor:inner    the last factor: the head size
 """
 
 import re
@@ -12,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Final
 
-from bevel.errors import UsageError
+from bevel.errors import UsageError, nearest
 from bevel.ir.axes import Axis, Dim, Product, atoms, resolve
 from bevel.ir.coupling import Freedom
 from bevel.ir.groups import Analysis, Group
@@ -21,6 +24,8 @@ from bevel.passes.layers import layers
 MOST_REASONS: Final = 8
 OPERATOR: Final = "op:"
 DEPTH: Final = "depth:"
+FACTOR: Final = "factor:"
+OUTER, MIDDLE, INNER = "outer", "middle", "inner"
 _DEPTHS: Final = re.compile(r"(?P<first>\d+)(-(?P<last>\d+))?(?P<share>%?)")
 
 
@@ -42,8 +47,10 @@ class _Patterns:
     """Patterns, read against one model."""
 
     def __init__(self, analysis: Analysis, patterns: Sequence[str]) -> None:
-        self.names = [text for text in patterns if not text.startswith((OPERATOR, DEPTH))]
+        self.names = [text for text in patterns if not text.startswith((OPERATOR, DEPTH, FACTOR))]
         self.operators = [text.removeprefix(OPERATOR) for text in patterns if text.startswith(OPERATOR)]
+        self.factors = {_factor(text) for text in patterns if text.startswith(FACTOR)}
+        self.roles = _roles(analysis) if self.factors else {}
         depths = [text for text in patterns if text.startswith(DEPTH)]
         weights = [layer.weight for layer in layers(analysis.model)] if depths else []
         self.places = {weight: place for place, weight in reversed(list(enumerate(weights)))}  # tied: the first
@@ -57,6 +64,7 @@ class _Patterns:
             any(name == pattern or fnmatchcase(name, pattern) for name in names for pattern in self.names)
             or any(fnmatchcase(operator, pattern) for operator in operators for pattern in self.operators)
             or any(self._begin(group) in depths for depths in self.depths)
+            or not self.factors.isdisjoint(self.roles.get(group.dim, ()))
         )
 
     def _begin(self, group: Group) -> int:
@@ -80,6 +88,24 @@ def _depths(text: str, count: int) -> range:
     return range(first * count // 100, last * count // 100) if found["share"] else range(first, last + 1)
 
 
+def _factor(text: str) -> str:
+    role = text.removeprefix(FACTOR)
+    if role not in (OUTER, MIDDLE, INNER):
+        raise UsageError(f"{text!r} is no factor", remedy=nearest(role, (OUTER, MIDDLE, INNER)))
+    return role
+
+
+def _roles(analysis: Analysis) -> dict[Dim, set[str]]:
+    """Return which factor each dimension is in the products that some tensor's axis is."""
+    roles: dict[Dim, set[str]] = {}
+    for factors in _all_products(analysis):
+        for place, factor in enumerate(factors):
+            role = OUTER if place == 0 else INNER if place == len(factors) - 1 else MIDDLE
+            for dim in atoms(factor):
+                roles.setdefault(dim, set()).add(role)
+    return roles
+
+
 def outermost(analysis: Analysis, groups: Sequence[Group]) -> list[Group]:
     """Leave out groups that share a product with one that is taken, so that no axis shrinks twice.
 
@@ -97,18 +123,23 @@ def _factors(analysis: Analysis) -> tuple[dict[Dim, int], dict[Dim, set[Dim]]]:
     """Return how deep in a product each dimension stands at most, and which others it is multiplied with."""
     depths: dict[Dim, int] = {}
     partners: dict[Dim, set[Dim]] = {}
+    for factors in _all_products(analysis):
+        inside = [set(atoms(factor)) for factor in factors]
+        for depth, dims in enumerate(inside):
+            others = set().union(*inside[:depth], *inside[depth + 1 :])
+            for dim in dims:
+                depths[dim] = max(depths.get(dim, 0), depth)
+                partners.setdefault(dim, set()).update(others)
+    return depths, partners
+
+
+def _all_products(analysis: Analysis) -> Iterator[tuple[Axis, ...]]:
+    """Yield the factors of every product among the axes of initializers."""
     for group in analysis.groups:
         for member in group.members:
             axes = analysis.axes(member.value)
             assert axes is not None
-            for factors in _products(axes[member.axis]):
-                inside = [set(atoms(factor)) for factor in factors]
-                for depth, dims in enumerate(inside):
-                    others = set().union(*inside[:depth], *inside[depth + 1 :])
-                    for dim in dims:
-                        depths[dim] = max(depths.get(dim, 0), depth)
-                        partners.setdefault(dim, set()).update(others)
-    return depths, partners
+            yield from _products(axes[member.axis])
 
 
 def _products(axis: Axis) -> Iterator[tuple[Axis, ...]]:
