@@ -121,7 +121,7 @@ def _mix_operand(node: ir.Node, index: int, sizes: Sequence[int | None], names: 
     parts: list[ir.Value] = []
     for place, size in enumerate(sizes):
         entry = np.array([place] if size is None else [size], np.int64 if size is None else dtype)
-        constant = add_initializer(graph, f"{name}.{place}", ir.tensor(entry), names)
+        constant = add_initializer(graph, f"{name}.{place}", ir.Tensor(entry), names)
         if size is None:
             gather = ir.node("Gather", [old, constant], name=names.free(f"{constant.name}.entry"))
             gather.outputs[0].name = gather.name
@@ -140,7 +140,7 @@ def set_operand(node: ir.Node, index: int, array: np.ndarray, names: Names) -> N
     assert isinstance(graph, ir.Graph)
     dtype = np.dtype(np.int64) if old is None or old.dtype is None else old.dtype.numpy()
     name = f"{node.name or node.outputs[0].name}.operand{index}"
-    value = add_initializer(graph, name, ir.tensor(array.astype(dtype)), names)
+    value = add_initializer(graph, name, ir.Tensor(array.astype(dtype)), names)
     node.replace_input_with(index, value)
 
 
