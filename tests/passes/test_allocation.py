@@ -1,5 +1,6 @@
 """Allocations as functions of arrays: optimal where they claim to be, monotone, from below."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -139,6 +140,16 @@ def test_every_group_stands_at_one_slope(seed):
 def test_what_saves_nothing_stays():
     menu = Menu(np.array([3, 2, 1]), np.zeros(3), np.array([0.0, 1.0, 2.0]))
     assert descent("a", menu) == []
+
+
+def test_where_products_are_not_counted_parameters_are_saved():
+    given = problem()
+    for value in (value for node in given.analysis.model.graph for value in node.outputs):
+        value.shape = None
+    blind = replace(given, forecast=Forecast(given.analysis))
+    assert blind.figure({}) == 0
+    assert menus(blind).whole > 0
+    assert ALLOCATIONS["slope"](blind)(0.5) != dict(given.sizes)
 
 
 def test_damage_is_the_score_of_what_goes():

@@ -1,6 +1,6 @@
 """For each group a menu: what it saves to keep fewer entries, and what that damages."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,7 +40,12 @@ class Menus:
 
 
 def menus(problem: Problem) -> Menus:
-    """Read what every width of every group saves from a forecast, and what it damages from the scores."""
+    """Read what every width of every group saves from a forecast, and what it damages from the scores.
+
+    Where nothing is known of what is to be saved (no shapes, no multiply-accumulates), parameters are.
+    """
+    if not problem.figure({}):
+        problem = replace(problem, metric="parameters")
     total = problem.figure({}) or 1
     found, whole = {}, 0.0
     for group in problem.groups:
