@@ -71,12 +71,15 @@ def errors_alone(weights: Array, moments: list[SecondOrder], tile: Tile) -> Arra
 
 
 def refit(weights: Array, dropped: Array, moments: list[SecondOrder], tile: Tile) -> Array:
-    """Return the best weights for the tiles that stay, zero elsewhere; the outputs of a tile share their mask."""
-    result = np.zeros(weights.shape)
+    """Return the best weights for the tiles that stay, zero elsewhere; the outputs of a tile share their mask.
+
+    Outputs that lose nothing keep their weights bit for bit.
+    """
+    result = np.where(dropped, 0.0, weights)
     for group, moment in enumerate(moments):
         for start in range(0, weights.shape[1], tile.outputs):
             rows = slice(start, start + tile.outputs)
             keep = np.flatnonzero(~dropped[group, start])
-            if len(keep):
+            if 0 < len(keep) < weights.shape[2]:
                 result[group, rows, keep] = moment.refit(weights[group, rows], keep).T
     return result
