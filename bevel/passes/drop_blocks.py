@@ -111,4 +111,8 @@ class DropBlocks(Pass):
         errors = drift(model, others, context, self.samples)
         inputs = "made-up inputs" if context.calibration.made_up else "the calibration inputs"
         told = [f"the outputs move by {errors[0]:.2g} of their size on {inputs}"]
-        return [*told, f"with linear maps in the place of blocks by {errors[1]:.2g}"] if fitted else told
+        return (
+            [*told, f"with linear maps in the place of blocks, on the inputs they were fitted to, by {errors[1]:.2g}"]
+            if fitted
+            else told
+        )
