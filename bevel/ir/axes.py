@@ -85,9 +85,9 @@ def resolve(axis: Axis) -> Axis:
         if bound is None:
             return axis
         return bound if type(bound) is Dim and bound.bound is None else _follow(axis)  # mostly there is one step
-    if isinstance(axis, Product):
-        return axis if _settled(axis.factors) else product(*axis.factors)
-    return axis if _settled(axis.terms) else total(*axis.terms)
+    if _settled(axis):
+        return axis
+    return product(*axis.factors) if isinstance(axis, Product) else total(*axis.terms)
 
 
 def _follow(dim: Dim) -> Axis:
@@ -103,8 +103,23 @@ def _follow(dim: Dim) -> Axis:
     return axis
 
 
-def _settled(parts: tuple[Axis, ...]) -> bool:
-    return all([type(part) is Dim and part.bound is None for part in parts])  # noqa: C419 - a list is faster here
+def _settled(axis: Product | Sum) -> bool:
+    """Say whether an axis is in normal form already, so that it need not be built anew: sums may be long."""
+    if isinstance(axis, Product):
+        for place, factor in enumerate(axis.factors):
+            if isinstance(factor, Dim):
+                if factor.bound is not None:
+                    return False
+            elif place == 0 or isinstance(factor, Product) or not _settled(factor):
+                return False
+        return True
+    for term in axis.terms:
+        if isinstance(term, Dim):
+            if term.bound is not None:
+                return False
+        elif isinstance(term, Sum) or not _settled(term):
+            return False
+    return True
 
 
 def product(*factors: Axis) -> Axis:

@@ -24,11 +24,19 @@ class Resize:
     def __init__(self, sizes: Mapping[Dim, int], names: Names) -> None:
         self._sizes = sizes
         self._changed = {dim for dim, size in sizes.items() if size != dim.size}
+        self._touched: dict[int, tuple[Axis, bool]] = {}  # by identity; the axis is kept, so that no other gets its own
         self.names = names
 
     def touches(self, *axes: Axis) -> bool:
         """Say whether any of the axes holds a dimension that changes its size."""
-        return any([holds(axis, self._changed) for axis in axes])  # noqa: C419 - a list is faster here
+        return any([self._touches(resolve(axis)) for axis in axes])  # noqa: C419 - a list is faster here
+
+    def _touches(self, axis: Axis) -> bool:
+        if isinstance(axis, Dim):
+            return axis in self._changed
+        if id(axis) not in self._touched:
+            self._touched[id(axis)] = axis, holds(axis, self._changed)
+        return self._touched[id(axis)][1]
 
     def of(self, axis: Axis) -> int:
         """Return the new size of an axis."""
