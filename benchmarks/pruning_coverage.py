@@ -9,8 +9,8 @@ network and tool has a process of its own, with limits on time and memory, and o
 of the channels everywhere but at its outputs, with no word about heads or groups (`--hints` tells Torch-Pruning what
 attributes say of them).
 
-*runs*: the pruned network can be run. *equal*: it answers what the original answers with exactly the pruned places of
-its parameters set to zero, to 1e-3 of the largest output. Normalisations of which Torch-Pruning cuts a part take their
+*runs*: the pruned network can be run. *equal*: something was pruned, and it answers what the original answers with exactly
+the pruned places of its parameters set to zero, to 1e-3 of the largest output. Normalisations of which Torch-Pruning cuts a part take their
 statistics over the rest in the original as well; Bevel cuts none. Bevel's own verification comes on top: a network on
 which it fails counts as not running.
 

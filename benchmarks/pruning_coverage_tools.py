@@ -279,7 +279,9 @@ def judge(
         expected = results(original(**feed))
     pairs = list(zip(found, expected, strict=False))
     row.error = max((apart(a, b) for a, b in pairs), default=float("inf"))
-    row.equal = len(found) == len(expected) and row.error <= EQUAL
+    row.equal = len(found) == len(expected) and row.error <= EQUAL and bool(kept)
+    if not kept:
+        row.reason = "; ".join(("nothing removed", *(note for note in row.notes if "statistics" in note)))[:240]
     if cut:
         row.notes = (*row.notes, f"{len(cut)} normalisations with other statistics")
     if not row.equal:
