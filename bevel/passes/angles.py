@@ -14,11 +14,10 @@ import onnx_ir as ir
 
 from bevel.ir.names import Names
 from bevel.ir.resize import add_initializer
-from bevel.passes.base import Context
+from bevel.passes.base import SAMPLES, Context
 
 Array = np.ndarray[Any, Any]
 
-SAMPLES: Final = 128
 # From this opset on, ReduceSum takes its axes as an operand.
 AXES_OPERAND: Final = 13
 

@@ -74,7 +74,10 @@ class Preserving(Promise):
 
 @dataclass(frozen=True)
 class Masked(Promise):
-    """The outputs equal those of the pass's input with the dropped channels' consumer slices zeroed."""
+    """The outputs equal those of the pass's input with zeros for what was dropped: a channel, a branch.
+
+    What a pass fitted in its place is in both.
+    """
 
     rtol: float | None = REASSOCIATION_RTOL
 

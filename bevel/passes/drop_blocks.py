@@ -11,8 +11,8 @@ from bevel.ir.blocks import find_blocks
 from bevel.ir.bridge import Bridge
 from bevel.ir.bypass import bypass, mute
 from bevel.ir.repetition import Layer, runs, same_layers
-from bevel.passes.angles import SAMPLES, angles
-from bevel.passes.base import Context, Doc, Masked, Outcome, Pass, Promise, Range
+from bevel.passes.angles import angles
+from bevel.passes.base import SAMPLES, Context, Doc, Masked, Outcome, Pass, Promise, Range
 from bevel.passes.bridging import bridges
 from bevel.passes.influence import drift, influences, least
 from bevel.passes.stretches import refusals, wanted

@@ -13,28 +13,28 @@ from bevel.passes.base import Context, Slope, silent
 from bevel.passes.calibration import Feed
 from bevel.passes.importance.weights import Read, gathered
 
-SAMPLES = 128
 BATCH = 32
 
 
 def batches(model: ir.Model, context: Context, rows: int = BATCH) -> list[Feed]:
-    """Return feeds with about `SAMPLES` samples, of at most `rows` each where the model takes any number at once.
+    """Return about as many samples as the context asks for, in feeds of at most `rows` where any number fits.
 
     Raises `CalibrationError` where there are none.
     """
-    found = list(_cut(context.calibration.samples(SAMPLES), rows if _is_batched(model) else 0))
+    feeds = context.calibration.samples(context.samples)
+    found = list(_cut(feeds, rows if _is_batched(model) else 0, context.samples))
     if not found:
         raise CalibrationError("there is no input to take gradients at", where=context.calibration.source)
     return found
 
 
-def _cut(feeds: Iterator[Feed], rows: int) -> Iterator[Feed]:
+def _cut(feeds: Iterator[Feed], rows: int, most: int) -> Iterator[Feed]:
     for feed in feeds:
         if not rows or not feed:
             yield feed
             continue
         length = min(len(array) for array in feed.values())
-        for start in range(0, min(length, SAMPLES), rows):
+        for start in range(0, min(length, most), rows):
             yield {name: array[start : start + rows] for name, array in feed.items()}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from bevel.ir.groups import Analysis, Group
 from bevel.passes.base import Context
 from bevel.passes.importance import importance
-from bevel.passes.importance.slopes import SAMPLES, batches, products, signed
+from bevel.passes.importance.slopes import batches, products, signed
 
 # A score is a mean of squares of nearly normal numbers: of 64 of them it is right to sqrt(2 / 64) = 18%.
 DRAWS = 64
@@ -26,7 +26,7 @@ def taylor(analysis: Analysis, groups: Sequence[Group], context: Context) -> Map
     Pruning.
     """
     model = analysis.model
-    feeds = islice(cycle(batches(model, context, rows=SAMPLES // DRAWS)), DRAWS)
+    feeds = islice(cycle(batches(model, context, rows=max(context.samples // DRAWS, 1))), DRAWS)
     totals: dict[str, np.ndarray] = {}
     for done, gradients in enumerate(context.runtime.gradients(model, feeds, "fisher", context.seed)):
         context.progress("differentiating", done, DRAWS)
