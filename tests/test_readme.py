@@ -64,7 +64,7 @@ def test_the_example_of_modules_runs(workplace):
 
 
 def test_the_shell_examples_run(workplace):
-    for line in block("sh").splitlines():
+    for line in "".join(blocks("sh")).replace("\\\n", " ").splitlines():
         done = run(line)
         assert done.returncode == 0, done.stderr
     assert (workplace / "small.onnx").exists()
