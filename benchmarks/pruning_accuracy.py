@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import bevel
-from benchmarks.pruning_accuracy_tasks import TASKS, Network, Task, networks
+from benchmarks.pruning_accuracy_tasks import TASKS, Measure, Network, Task, networks
 from bevel.errors import BevelError
 from bevel.ir.cost import cost
 
@@ -88,13 +88,12 @@ class Trial:
 def trials(name: str, seed: int, folder: Path, methods: Sequence[str], validation: bool) -> list[Trial]:
     """Prune the network of a task and a seed in every one of the ways."""
     (network,) = networks(seed, folder, [name])
-    model = bevel.load(network.path)
     measure = network.validation if validation else network.test
-    original = Trial(ORIGINAL, 1, measure(model), 1.0)
-    return [original, *(trial(network, way, factor, validation) for way in methods for factor in FACTORS)]
+    original = Trial(ORIGINAL, 1, measure(bevel.load(network.path)), 1.0)
+    return [original, *(trial(network, way, factor, measure) for way in methods for factor in FACTORS)]
 
 
-def trial(network: Network, way: str, factor: int, validation: bool) -> Trial:
+def trial(network: Network, way: str, factor: int, measure: Measure) -> Trial:
     method, start = METHODS[way], time.perf_counter()
     model = bevel.load(network.path)
     before = cost(model).macs
@@ -103,19 +102,18 @@ def trial(network: Network, way: str, factor: int, validation: bool) -> Trial:
     except BevelError as error:
         return Trial(way, factor, refused=str(error))
     seconds = time.perf_counter() - start
-    score = (network.validation if validation else network.test)(model)
-    return Trial(way, factor, score, cost(model).macs / before, seconds)
+    return Trial(way, factor, measure(model), cost(model).macs / before, seconds)
 
 
 def table(name: str, found: Sequence[Trial]) -> Table:
     """Return a row for every method: mean and worst seed, and the MACs that are left, at every factor."""
     task = TASKS[name]
     headings = [heading for factor in FACTORS for heading in (f"{factor}x", "worst", "MACs")]
-    (original,) = (chosen(found, ORIGINAL, 1),)
-    made = Table("method", *headings, "seconds", title=f"{name}: {task.score}, original {spread(task, original)}")
+    original = spread(task, chosen(found, ORIGINAL, 1))
+    made = Table("method", *headings, "seconds", title=f"{name}: {task.score}, original {' / '.join(original)}")
     for method in dict.fromkeys(trial.method for trial in found if trial.method != ORIGINAL):
         rows = [chosen(found, method, factor) for factor in FACTORS]
-        cells = [cell for row in rows for cell in (*spread(task, row).split(" / "), share(row))]
+        cells = [cell for row in rows for cell in (*spread(task, row), share(row))]
         made.add_row(method, *cells, f"{mean(trial.seconds for row in rows for trial in row):.1f}")
     return made
 
@@ -124,11 +122,11 @@ def chosen(found: Sequence[Trial], method: str, factor: int) -> list[Trial]:
     return [trial for trial in found if (trial.method, trial.factor) == (method, factor)]
 
 
-def spread(task: Task, row: Sequence[Trial]) -> str:
+def spread(task: Task, row: Sequence[Trial]) -> tuple[str, str]:
     """Return mean and worst of the seeds."""
     scores = [trial.score for trial in row]
     worst = min(scores, key=lambda score: score * task.better)
-    return " / ".join(format(score, task.format) for score in (mean(scores), worst))
+    return format(mean(scores), task.format), format(worst, task.format)
 
 
 def share(row: Sequence[Trial]) -> str:
