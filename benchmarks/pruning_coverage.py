@@ -9,10 +9,10 @@ network and tool has a process of its own, with limits on time and memory, and o
 of the channels everywhere but at its outputs, with no word about heads or groups (`--hints` tells Torch-Pruning what
 attributes say of them).
 
-*runs*: the pruned network can be run. *equal*: something was pruned, and it answers what the original answers with exactly
-the pruned places of its parameters set to zero, to 1e-3 of the largest output. Normalisations of which Torch-Pruning cuts a part take their
-statistics over the rest in the original as well; Bevel cuts none. Bevel's own verification comes on top: a network on
-which it fails counts as not running.
+*runs*: the pruned network can be run. *equal*: something was pruned, and it answers what the original answers with
+exactly the pruned places of its parameters set to zero, to 1e-3 of the largest output. Normalisations of which
+Torch-Pruning cuts a part take their statistics over the rest in the original as well; Bevel cuts none. Bevel's own
+verification comes on top: a network on which it fails counts as not running.
 
 *export* is Bevel's way from a module to a graph, *trace* Torch-Pruning's, *prune* all that follows until the pruned
 weights are there, *verify* Bevel's check. With `--exports`, exports are kept in a folder, and how long each took.
