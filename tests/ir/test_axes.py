@@ -211,3 +211,12 @@ def test_axes_without_content_agree_with_each_other(size):
     solver = Solver()
     solver.unify(fresh(size), Dim(size))
     assert solver.conflicts == []
+
+
+def test_an_axis_in_normal_form_is_not_built_anew():
+    window, channels, row = Dim(4), Dim(3), Dim(2)
+    long = total(*[product(window, channels)] * 50, product(row, total(channels, row)))
+    assert resolve(long) is long
+    row.bound = finer = Dim(2)
+    assert resolve(long) is not long
+    assert list(atoms(resolve(long)))[-1] is finer
