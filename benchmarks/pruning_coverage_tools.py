@@ -30,8 +30,9 @@ Kept = Mapping[str, Mapping[int, Any]]
 class Row:
     """What one tool made of one network; times in seconds.
 
-    `before` is the export (Bevel) or the tracing (Torch-Pruning), `seconds` analysis and pruning without it, `check`
-    the verification that the tool does itself. `error` is that of the check here, relative to the largest output.
+    `before` is the export (Bevel) or the tracing (Torch-Pruning), `seconds` analysis and pruning without it, `write`
+    making the pruned weights (Torch-Pruning does it as it prunes), `check` the verification that the tool does itself.
+    `error` is that of the check here, relative to the largest output.
     """
 
     network: str
@@ -42,6 +43,7 @@ class Row:
     removed: float | None = None
     before: float | None = None
     seconds: float | None = None
+    write: float | None = None
     check: float | None = None
     reason: str = ""
     notes: tuple[str, ...] = ()
@@ -95,8 +97,8 @@ def with_bevel(row: Row, architecture: Architecture, exports: Path | None) -> No
     start = time.perf_counter()
     for value in model.graph.initializers.values():
         value.const_value.numpy()
-    row.seconds = step.seconds + time.perf_counter() - start
-    row.check, row.runs = step.verify_seconds, True
+    row.seconds, row.write, row.check = step.seconds, time.perf_counter() - start, step.verify_seconds
+    row.runs = True
     row.removed = 1 - report.after.parameters / report.before.parameters
     row.notes = step.notes
     with Session(model, level=Level.AS_WRITTEN) as session:
