@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 import bevel
 from bevel.ir.cost import cost
-from bevel.passes import second_order
+from bevel.passes.fitting import second_order
 from bevel.report import size
 
 PIPELINES = {

@@ -19,7 +19,7 @@ from bevel.errors import UsageError, nearest
 from bevel.ir.axes import Axis, Dim, Product, atoms, resolve
 from bevel.ir.coupling import Freedom
 from bevel.ir.groups import Analysis, Group
-from bevel.passes.layers import layers
+from bevel.passes.fitting.layers import layers
 
 MOST_REASONS: Final = 8
 OPERATOR: Final = "op:"

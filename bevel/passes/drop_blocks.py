@@ -11,11 +11,11 @@ from bevel.ir.blocks import find_blocks
 from bevel.ir.bridge import Bridge
 from bevel.ir.bypass import bypass, mute
 from bevel.ir.repetition import Layer, runs, same_layers
-from bevel.passes.angles import angles
 from bevel.passes.base import SAMPLES, Context, Doc, Masked, Outcome, Pass, Promise, Range
-from bevel.passes.bridging import bridges
-from bevel.passes.influence import drift, influences, least
-from bevel.passes.stretches import refusals, wanted
+from bevel.passes.blocks.angles import angles
+from bevel.passes.blocks.bridging import bridges
+from bevel.passes.blocks.influence import drift, influences, least
+from bevel.passes.blocks.stretches import refusals, wanted
 
 
 @dataclass(frozen=True)

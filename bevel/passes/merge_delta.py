@@ -14,8 +14,8 @@ from bevel.errors import EditRefused
 from bevel.ir.content import content
 from bevel.ir.lineage import Relative, lineage, set_lineage
 from bevel.passes.base import Context, Doc, Lossy, Outcome, Pass, Promise, Range
-from bevel.passes.delta import Tuned, bits, merged, seed_of
-from bevel.passes.rescale import analytic, label_free
+from bevel.passes.deltas.delta import Tuned, bits, merged, seed_of
+from bevel.passes.deltas.rescale import analytic, label_free
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class MergeDelta(Pass):
     little room beside the base, and those of several models tuned from one base disturb each other less when added.
     `rescale` chooses `q`: `dare` takes 1 - drop, which keeps the expectation of every weight; `analytic` takes, tensor
     by tensor, the q of the least expected squared error, in closed form from the second moment of the layer's inputs
-    and the number of layers (DAREx minimises a tail bound of the same difference; `bevel/passes/delta.py` has the
-    algebra); `label-free` takes the one q for all at which the model's own outputs change least on unlabelled inputs,
+    and the number of layers (DAREx minimises a tail bound of the same difference; the algebra is in
+    `bevel.passes.deltas.delta`); `label-free` takes the one q for all at which the model's own outputs change least on unlabelled inputs,
     found by running it.
 
     Initializers of the model and its base are matched by the parameter that they came from, else by name; what has no

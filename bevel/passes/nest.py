@@ -15,12 +15,12 @@ from bevel.ir.names import Names
 from bevel.ir.nested import Fit, Nest
 from bevel.passes.base import SAMPLES, Context, Doc, Outcome, Pass, Preserving, Promise, Range
 from bevel.passes.choice import choose, left_out, outermost
+from bevel.passes.fitting.layers import Layer
+from bevel.passes.fitting.moments import Moments, moments
+from bevel.passes.fitting.readers import readers
+from bevel.passes.fitting.second_order import SecondOrder
+from bevel.passes.fitting.shift import bias_of, can_shift
 from bevel.passes.importance import lift
-from bevel.passes.layers import Layer
-from bevel.passes.moments import Moments, moments
-from bevel.passes.readers import readers
-from bevel.passes.second_order import SecondOrder
-from bevel.passes.shift import bias_of, can_shift
 
 Array = np.ndarray[Any, Any]
 

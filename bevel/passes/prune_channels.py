@@ -8,7 +8,6 @@ import onnx_ir as ir
 
 from bevel.errors import UsageError
 from bevel.ir.edit import FREE_TO_DROP, mask, select
-from bevel.ir.forecast import Forecast
 from bevel.ir.groups import Analysis, Group, analyse
 from bevel.passes.allocation import ALLOCATIONS, Named
 from bevel.passes.allocation.aim import Aim, Measured, Predicted, Ratio, Target
@@ -18,8 +17,8 @@ from bevel.passes.allocation.problem import Problem, round_up
 from bevel.passes.allocation.schedule import Cut, Schedule, stages
 from bevel.passes.base import SAMPLES, Context, Doc, Masked, Outcome, Pass, Promise, Range
 from bevel.passes.choice import choose, left_out, outermost, without
+from bevel.passes.fitting.refit import Refit, refit, scatter
 from bevel.passes.importance import Aggregate, Normalize, lift
-from bevel.passes.refit import Refit, refit, scatter
 
 DEFAULT_RATIO = 0.5
 
@@ -30,8 +29,8 @@ class PruneChannels(Pass):
 
     What it does: scores every entry of every group that allows it and drops the lowest, on all coupled tensors at once:
     residual streams of convolutional networks, hidden features, attention heads, key-value groups. Where an axis is a
-    product (heads times head size) only the outermost factor shrinks, so that no axis loses more than `ratio`; `skip`
-    heads to shrink what is inside them. Graph inputs and outputs, and axes over which a normalisation takes statistics,
+    product (heads times head size) only the outermost factor shrinks, so that no axis loses more than `ratio`;
+    `skip=factor:outer` shrinks what is inside heads. Graph inputs and outputs, and axes over which a normalisation takes statistics,
     stay. How much goes is a `ratio` of the channels, or a `target` for parameters, size, macs or latency, which ONNX
     Runtime measures. The report names what was left alone, and the node that is the reason.
 
@@ -45,7 +44,7 @@ class PruneChannels(Pass):
     Example: prune-channels{target="macs=0.5x" importance=obs refit=true skip=op:Gemm,depth:0-2}
 
     Source: Li et al. 2017, Pruning Filters for Efficient ConvNets; Fang et al. 2023, DepGraph; Wang et al. 2024,
-    Structurally Prune Anything (pruning and refitting without data); the fit is described in `bevel.passes.refit`.
+    Structurally Prune Anything (pruning and refitting without data); `bevel.passes.fitting.refit` describes the fit.
     """
 
     name: ClassVar[str] = "prune-channels"
@@ -85,9 +84,9 @@ class PruneChannels(Pass):
         context = replace(context, samples=self.samples)
         analysis = analyse(model)
         keeps, notes = self._decide(analysis, context)
-        original = model.clone()
+        original = model.clone() if self.refit else None
         select(analysis, keeps)
-        fitted = refit(original, model, keeps, context) if self.refit else Refit()
+        fitted = Refit() if original is None else refit(original, model, keeps, context)
 
         def reference(given: ir.Model) -> None:
             scatter(given, keeps, fitted.contents)
@@ -143,7 +142,5 @@ class PruneChannels(Pass):
         present, groups = cut.present, cut.groups
         scores = lift.score(self.importance, present, groups, context, self.aggregate, self.normalize)
         ladders = {group.name: self._ladder(present, group, aim, context) for group in groups}
-        problem = Problem(
-            present, groups, scores, ladders, cut.sizes, context, Forecast(present), metric=aim.metric, done=done
-        )
+        problem = Problem(present, groups, scores, ladders, cut.sizes, context, metric=aim.metric, done=done)
         return problem, scores.notes

@@ -10,12 +10,12 @@ import onnx_ir as ir
 
 from bevel.errors import UsageError
 from bevel.passes.base import Context, Doc, Lossy, Outcome, Pass, Promise, Range
-from bevel.passes.layers import Layer
-from bevel.passes.masks import lowest, wanted
-from bevel.passes.second_order import SecondOrder
-from bevel.passes.slopes import by_slope, energy
-from bevel.passes.tiles import Tile, errors_alone, refit
-from bevel.passes.zeros import Ledger, chosen, matrices, orders, output_error, put, put_lazily, tensor_of, walk
+from bevel.passes.fitting.layers import Layer
+from bevel.passes.fitting.second_order import SecondOrder
+from bevel.passes.sparsity.masks import lowest, wanted
+from bevel.passes.sparsity.slopes import by_slope, energy
+from bevel.passes.sparsity.tiles import Tile, errors_alone, refit
+from bevel.passes.sparsity.zeros import Ledger, chosen, matrices, orders, output_error, put, put_lazily, tensor_of, walk
 
 Array = np.ndarray[Any, Any]
 

@@ -9,13 +9,13 @@ import onnx_ir as ir
 
 from bevel.errors import UsageError
 from bevel.passes.base import Context, Doc, Lossy, Outcome, Pass, Promise, Range
-from bevel.passes.feedback import BLOCK, factor, prune
-from bevel.passes.layers import Layer
-from bevel.passes.masks import lowest, lowest_by_output, lowest_of_every, wanted
-from bevel.passes.second_order import SecondOrder
-from bevel.passes.slopes import counts_by_slope, curve, energy
-from bevel.passes.swaps import Local
-from bevel.passes.zeros import Ledger, chosen, matrices, orders, output_error, put, put_lazily, tensor_of, walk
+from bevel.passes.fitting.layers import Layer
+from bevel.passes.fitting.second_order import SecondOrder
+from bevel.passes.sparsity.feedback import BLOCK, factor, prune
+from bevel.passes.sparsity.masks import lowest, lowest_by_output, lowest_of_every, wanted
+from bevel.passes.sparsity.slopes import counts_by_slope, curve, energy
+from bevel.passes.sparsity.swaps import Local
+from bevel.passes.sparsity.zeros import Ledger, chosen, matrices, orders, output_error, put, put_lazily, tensor_of, walk
 
 Array = np.ndarray[Any, Any]
 

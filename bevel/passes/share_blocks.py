@@ -11,10 +11,10 @@ from bevel.ir.blocks import find_blocks
 from bevel.ir.cost import cost
 from bevel.ir.repetition import Layer, same_layers
 from bevel.ir.sharing import first_of, models_of, share
-from bevel.passes.angles import angles
 from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
-from bevel.passes.influence import drift, least
-from bevel.passes.stretches import refusals, wanted
+from bevel.passes.blocks.angles import angles
+from bevel.passes.blocks.influence import drift, least
+from bevel.passes.blocks.stretches import refusals, wanted
 
 
 @dataclass(frozen=True)

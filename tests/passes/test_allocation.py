@@ -43,7 +43,6 @@ def problem(seed=0, **given):
         ladders={group.name: np.arange(1, group.size + 1) for group in groups},
         sizes={group.name: group.size for group in groups},
         context=Context(0, None, None),
-        forecast=Forecast(analysis),
         **given,
     )
 

@@ -4,8 +4,8 @@ import pytest
 import bevel
 from bevel.ir.blocks import find_blocks
 from bevel.ir.repetition import layers
-from bevel.passes.angles import angles
 from bevel.passes.base import Context
+from bevel.passes.blocks.angles import angles
 from bevel.passes.calibration import Calibration
 from bevel.passes.execution import Execution
 from tests import zoo

@@ -4,9 +4,9 @@ import pytest
 import bevel
 from bevel.errors import EditRefused, PromiseBroken, UnsupportedModel, UsageError
 from bevel.ir.blocks import find_blocks
-from bevel.passes.bridging import fit
+from bevel.passes.blocks.bridging import fit
+from bevel.passes.blocks.influence import Drift
 from bevel.passes.drop_blocks import DropBlocks
-from bevel.passes.influence import Drift
 from bevel.passes.pipeline import optimize
 from bevel.testing import check_pass
 from tests import zoo

@@ -13,7 +13,7 @@ from bevel.ir.lineage import Lineage, lineage, set_lineage
 from bevel.ir.provenance import Provenance, set_provenance
 from bevel.passes.base import Context
 from bevel.passes.calibration import Calibration
-from bevel.passes.delta import Tuned, best_q, bits, merged, seed_of
+from bevel.passes.deltas.delta import Tuned, best_q, bits, merged, seed_of
 from bevel.passes.execution import Execution
 from bevel.passes.merge_delta import MergeDelta
 from bevel.testing import check_pass
@@ -81,7 +81,7 @@ def test_the_expectation_over_seeds_is_the_tuned_weight():
 def test_a_tensor_in_chunks_is_the_same(monkeypatch):
     base, tuned = ir.tensor(RNG.standard_normal((7, 3))), Tuned(ir.tensor(RNG.standard_normal((7, 3))), 0.3, (1, 2))
     whole = merged(base, [tuned], 0.6, 1.0, ir.DataType.FLOAT)
-    monkeypatch.setattr("bevel.passes.delta.CHUNK", 6)
+    monkeypatch.setattr("bevel.passes.deltas.delta.CHUNK", 6)
     assert merged(base, [tuned], 0.6, 1.0, ir.DataType.FLOAT).tobytes() == whole.tobytes()
 
 

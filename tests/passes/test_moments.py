@@ -6,8 +6,8 @@ import bevel
 from bevel.passes.base import Context
 from bevel.passes.calibration import Calibration
 from bevel.passes.execution import Execution
-from bevel.passes.layers import layers
-from bevel.passes.moments import moments
+from bevel.passes.fitting.layers import layers
+from bevel.passes.fitting.moments import moments
 from tests import zoo
 from tests.graphs import graph
 

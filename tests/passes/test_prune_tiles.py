@@ -4,11 +4,11 @@ import pytest
 
 import bevel
 from bevel.errors import PromiseBroken, UsageError
-from bevel.passes.layers import layers
+from bevel.passes.fitting.layers import layers
+from bevel.passes.fitting.second_order import SecondOrder
 from bevel.passes.prune_tiles import PruneTiles
-from bevel.passes.second_order import SecondOrder
-from bevel.passes.tiles import Tile, errors_alone, refit
-from bevel.passes.zeros import tensor_of
+from bevel.passes.sparsity.tiles import Tile, errors_alone, refit
+from bevel.passes.sparsity.zeros import tensor_of
 from bevel.testing import check_pass
 from tests.graphs import graph, mlp
 from tests.passes.test_prune_weights import (

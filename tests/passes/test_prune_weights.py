@@ -8,13 +8,13 @@ from bevel.backends.onnxruntime import Session
 from bevel.demo import Digits
 from bevel.errors import PromiseBroken, UsageError
 from bevel.models import path
-from bevel.passes.feedback import factor, prune
-from bevel.passes.layers import layers
-from bevel.passes.masks import lowest, lowest_by_output, lowest_of_every, wanted
+from bevel.passes.fitting.layers import layers
+from bevel.passes.fitting.second_order import SecondOrder
 from bevel.passes.prune_weights import PruneWeights
-from bevel.passes.second_order import SecondOrder
-from bevel.passes.swaps import Local
-from bevel.passes.zeros import Ledger, deflated, put_lazily, tensor_of
+from bevel.passes.sparsity.feedback import factor, prune
+from bevel.passes.sparsity.masks import lowest, lowest_by_output, lowest_of_every, wanted
+from bevel.passes.sparsity.swaps import Local
+from bevel.passes.sparsity.zeros import Ledger, deflated, put_lazily, tensor_of
 from bevel.testing import check_pass
 from tests.graphs import graph, mlp, snapshot
 
@@ -153,7 +153,7 @@ def test_statistics_that_lie_lose_the_advantage(monkeypatch):
             order = np.random.default_rng(0).permutation(len(second))
             super().__init__(second[np.ix_(order, order)])
 
-    monkeypatch.setattr("bevel.passes.zeros.SecondOrder", Shuffled)
+    monkeypatch.setattr("bevel.passes.sparsity.zeros.SecondOrder", Shuffled)
     assert pruned(x, method="obs", sparsity=0.6)[0] > 2 * honest
 
 
@@ -181,7 +181,7 @@ def test_feedback_across_blocks_is_what_one_block_gives(monkeypatch):
 
     whole, cut = w.copy(), w.copy()
     prune(whole, factors, choose, 4)
-    monkeypatch.setattr("bevel.passes.feedback.BLOCK", 8)
+    monkeypatch.setattr("bevel.passes.sparsity.feedback.BLOCK", 8)
     prune(cut, factors, choose, 4)
     np.testing.assert_allclose(whole, cut, atol=1e-10)
 
@@ -309,7 +309,7 @@ def test_zeros_deflate():
 def test_long_weights_are_judged_by_a_part(monkeypatch):
     noise = np.random.default_rng(0).standard_normal(20000).astype(np.float32)
     whole = deflated(noise)
-    monkeypatch.setattr("bevel.passes.zeros.SAMPLE", 8000)
+    monkeypatch.setattr("bevel.passes.sparsity.zeros.SAMPLE", 8000)
     assert deflated(noise) == pytest.approx(whole, rel=0.05)
 
 

@@ -9,9 +9,9 @@ from bevel.passes.base import Context, Masked
 from bevel.passes.calibration import Calibration
 from bevel.passes.choice import choose, outermost
 from bevel.passes.execution import Execution
+from bevel.passes.fitting.refit import refit, scatter
 from bevel.passes.importance import lift
 from bevel.passes.pipeline import _calibration
-from bevel.passes.refit import refit, scatter
 from bevel.passes.verify import verify
 from tests import zoo
 from tests.graphs import graph

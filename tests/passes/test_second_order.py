@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bevel.passes.second_order import SecondOrder
+from bevel.passes.fitting.second_order import SecondOrder
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from bevel.passes import slopes as room
-from bevel.passes.second_order import SecondOrder
-from bevel.passes.slopes import by_slope, counts_by_slope, curve, energy
+from bevel.passes.fitting.second_order import SecondOrder
+from bevel.passes.sparsity import slopes as room
+from bevel.passes.sparsity.slopes import by_slope, counts_by_slope, curve, energy
 
 GENTLE, STEEP = np.array([0.1, 0.2, 0.3, 0.4]), np.array([1.0, 2.0, 3.0, 0.25])
 

@@ -10,7 +10,7 @@ from bevel.ir.blocks import find_blocks
 from bevel.ir.groups import Group
 from bevel.ir.repetition import Layer, layers
 from bevel.passes.allocation.problem import Allocate, Problem, Widths
-from bevel.passes.angles import angles
+from bevel.passes.blocks.angles import angles
 
 STEEPNESS = 26.2
 """Of the sigmoid over mean distances. CFSP's code divides distances summed over 128 * 2048 tokens by 10,000."""

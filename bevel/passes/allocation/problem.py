@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -32,9 +33,13 @@ class Problem:
     ladders: Mapping[str, np.ndarray]
     sizes: Mapping[str, int]
     context: Context
-    forecast: Forecast
     metric: Metric = "macs"
     done: float = 0.0
+
+    @cached_property
+    def forecast(self) -> Forecast:
+        """What the model costs under other widths; made when it is first asked for."""
+        return Forecast(self.analysis)
 
     def left(self, strength: float) -> float:
         """Return the share of what is there now that goes, for `strength` of what was there before the first step."""

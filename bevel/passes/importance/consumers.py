@@ -9,8 +9,8 @@ import onnx_ir as ir
 from bevel.ir.axes import atoms
 from bevel.ir.content import content
 from bevel.ir.groups import Analysis, Group
+from bevel.passes.fitting.layers import Layer, layers
 from bevel.passes.importance.weights import flat, is_float
-from bevel.passes.layers import Layer, layers
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ import numpy as np
 
 from bevel.ir.groups import Analysis, Group
 from bevel.passes.base import Context
+from bevel.passes.fitting.layers import Layer
+from bevel.passes.fitting.moments import moments
+from bevel.passes.fitting.readers import Reads, readers
+from bevel.passes.fitting.second_order import SecondOrder
+from bevel.passes.fitting.shift import can_shift
 from bevel.passes.importance import importance
-from bevel.passes.layers import Layer
-from bevel.passes.moments import moments
-from bevel.passes.readers import Reads, readers
-from bevel.passes.second_order import SecondOrder
-from bevel.passes.shift import can_shift
 
 Array = np.ndarray[Any, Any]
 
@@ -25,7 +25,7 @@ def obs(analysis: Analysis, groups: Sequence[Group], context: Context) -> Mappin
     reads numbers which overflow says nothing. Where a layer can add a constant, what is dropped is replaced by its
     mean, so that only its variance counts. A group that no layer reads by itself (the channels that queries and keys
     are compared over) is left out. Source: Hassibi and Stork 1992, Optimal Brain Surgeon, lifted to coupled groups
-    (`bevel.passes.second_order`).
+    (`bevel.passes.fitting.second_order`).
     """
     reads = readers(analysis, groups)
     found: dict[str, list[Array]] = {}

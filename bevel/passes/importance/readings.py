@@ -11,9 +11,9 @@ from bevel.errors import CalibrationError
 from bevel.ir.names import Names
 from bevel.ir.resize import add_initializer
 from bevel.passes.base import Context
+from bevel.passes.fitting.normalization import MEAN, VARIANCE, align, is_normalization, parameter
+from bevel.passes.fitting.walk import Walk
 from bevel.passes.importance.consumers import Reading
-from bevel.passes.normalization import MEAN, VARIANCE, align, is_normalization, parameter
-from bevel.passes.walk import Walk
 
 AXES_ARE_AN_INPUT = 18  # of reductions, from this opset on
 
@@ -43,8 +43,8 @@ class Channels:
 def measure(model: ir.Model, readings: Sequence[Reading], context: Context) -> dict[Reading, Channels]:
     """Return the statistics of the activations that can be read: those of the main graph whose rank is known.
 
-    On made-up inputs, normalizations go by the statistics of these (see `bevel.passes.normalization.align`). Raises
-    `CalibrationError` where there are no inputs.
+    On made-up inputs, normalizations go by the statistics of these (`align` in `bevel.passes.fitting.normalization`).
+    Raises `CalibrationError` where there are no inputs.
     """
     readable = [reading for reading in dict.fromkeys(readings) if _readable(reading.value, model)]
     if not readable:

@@ -2,8 +2,8 @@
 
 import onnx_ir as ir
 
-from bevel.passes.layers import CONV_TRANSPOSE, MATMUL, Layer
-from bevel.passes.normalization import is_normalization
+from bevel.passes.fitting.layers import CONV_TRANSPOSE, MATMUL, Layer
+from bevel.passes.fitting.normalization import is_normalization
 
 
 def can_shift(layer: Layer) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 
 from bevel.ir.axes import atoms, places
 from bevel.ir.groups import Analysis, Group
-from bevel.passes.layers import Layer, layers
+from bevel.passes.fitting.layers import Layer, layers
 
 Array = np.ndarray[Any, Any]
 Reads: TypeAlias = list[tuple[Group, Array]]

@@ -29,12 +29,21 @@ from bevel.ir.edit import Indices, entries
 from bevel.ir.groups import Analysis, analyse
 from bevel.passes.base import Context
 from bevel.passes.calibration import Feed
-from bevel.passes.layers import CONV, Layer, layers
-from bevel.passes.normalization import DATA, MEAN, SCALE, VARIANCE, align, is_normalization, parameter, statistics
-from bevel.passes.second_order import Damped
-from bevel.passes.shift import bias_of, can_shift
-from bevel.passes.unfold import joint_sums
-from bevel.passes.walk import Walk, uses
+from bevel.passes.fitting.layers import CONV, Layer, layers
+from bevel.passes.fitting.normalization import (
+    DATA,
+    MEAN,
+    SCALE,
+    VARIANCE,
+    align,
+    is_normalization,
+    parameter,
+    statistics,
+)
+from bevel.passes.fitting.second_order import Damped
+from bevel.passes.fitting.shift import bias_of, can_shift
+from bevel.passes.fitting.unfold import joint_sums
+from bevel.passes.fitting.walk import Walk, uses
 
 Array = np.ndarray[Any, Any]
 

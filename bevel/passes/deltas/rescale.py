@@ -9,9 +9,9 @@ from scipy.optimize import minimize_scalar
 
 from bevel.errors import EditRefused
 from bevel.passes.base import Context
-from bevel.passes.delta import best_q
-from bevel.passes.layers import layers
-from bevel.passes.moments import moments
+from bevel.passes.deltas.delta import best_q
+from bevel.passes.fitting.layers import layers
+from bevel.passes.fitting.moments import moments
 
 # Draws that an output error is averaged over; the worst is left out, as DAREx does.
 DRAWS: Final = 4

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from bevel.passes.second_order import SecondOrder
+from bevel.passes.fitting.second_order import SecondOrder
 
 Array = np.ndarray[Any, Any]
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 
-from bevel.passes.layers import CONV, CONV_TRANSPOSE, Layer
+from bevel.passes.fitting.layers import CONV, CONV_TRANSPOSE, Layer
 
 Array = np.ndarray[Any, Any]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bevel.errors import UsageError
-from bevel.passes.second_order import SecondOrder
+from bevel.passes.fitting.second_order import SecondOrder
 
 Array = np.ndarray[Any, Any]
 

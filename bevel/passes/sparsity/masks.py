@@ -1,6 +1,6 @@
 """Which weights of a layer become zero: the lowest scores, of the whole layer, of each output, or of every few inputs.
 
-Scores are `[groups, out, in]`, as `bevel.passes.layers` has weights; masks say True where a weight is dropped.
+Scores are `[groups, out, in]`, as `bevel.passes.fitting.layers` has weights; masks say True where a weight is dropped.
 """
 
 from typing import Any

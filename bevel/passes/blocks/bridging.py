@@ -17,7 +17,7 @@ from bevel.ir.bridge import Bridge
 from bevel.ir.bypass import bypass
 from bevel.ir.repetition import Layer, same_layers
 from bevel.passes.base import Context
-from bevel.passes.second_order import DAMPING, SecondOrder
+from bevel.passes.fitting.second_order import DAMPING, SecondOrder
 
 Array = np.ndarray[Any, Any]
 Form = Literal["linear", "diagonal"]

@@ -8,10 +8,10 @@ import numpy as np
 import onnx_ir as ir
 
 from bevel.passes.base import Context, Runtime
-from bevel.passes.layers import Layer
-from bevel.passes.normalization import align, is_normalization
-from bevel.passes.unfold import geometry, sums
-from bevel.passes.walk import Walk
+from bevel.passes.fitting.layers import Layer
+from bevel.passes.fitting.normalization import align, is_normalization
+from bevel.passes.fitting.unfold import geometry, sums
+from bevel.passes.fitting.walk import Walk
 
 Array = np.ndarray[Any, Any]
 
@@ -42,8 +42,8 @@ def moments(
 ) -> Iterator[tuple[Layer, Moments]]:
     """Yield each layer, in the order of the graph, with the moments of its input over about so many samples.
 
-    The samples are the context's calibration, or made up: then normalizations go by the statistics of these (see
-    `bevel.passes.normalization.align`). Without a number, the context says how many. A caller that changes a layer's
+    The samples are the context's calibration, or made up: then normalizations go by the statistics of these (`align` in
+    `bevel.passes.fitting.normalization`). Without a number, the context says how many. A caller that changes a layer's
     weight before it asks for the next makes the moments of later layers see the change.
     """
     by_node = {layer.node: layer for layer in wanted}

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from bevel.passes.walk import Walk
+from bevel.passes.fitting.walk import Walk
 
 Array = np.ndarray[Any, Any]
 

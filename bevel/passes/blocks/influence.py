@@ -13,8 +13,8 @@ from bevel.errors import UnsupportedModel
 from bevel.ir.bypass import redirect
 from bevel.ir.emit import Emitter
 from bevel.ir.names import Names
-from bevel.passes.angles import Stretch
 from bevel.passes.base import SAMPLES, Context
+from bevel.passes.blocks.angles import Stretch
 
 Array = np.ndarray[Any, Any]
 Answer = Mapping[str, Any]

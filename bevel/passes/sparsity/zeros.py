@@ -15,9 +15,9 @@ from bevel.errors import PromiseBroken
 from bevel.ir.content import content
 from bevel.ir.cost import cost
 from bevel.passes.base import Context
-from bevel.passes.layers import Layer, layers
-from bevel.passes.moments import moments
-from bevel.passes.second_order import SecondOrder
+from bevel.passes.fitting.layers import Layer, layers
+from bevel.passes.fitting.moments import moments
+from bevel.passes.fitting.second_order import SecondOrder
 
 Array = np.ndarray[Any, Any]
 

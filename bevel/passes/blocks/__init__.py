@@ -1,0 +1,1 @@
+"""How much residual blocks matter, and what can stand in for them."""

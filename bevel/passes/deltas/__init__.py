@@ -1,0 +1,1 @@
+"""What fine-tuning added to a base, thinned out."""

@@ -1,0 +1,1 @@
+"""What layers read, and how those that are left make up for what is gone: statistics and least squares."""

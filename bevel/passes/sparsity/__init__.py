@@ -1,0 +1,1 @@
+"""Which single weights and tiles become zero."""
