@@ -28,8 +28,8 @@ class MergeDelta(Pass):
     `rescale` chooses `q`: `dare` takes 1 - drop, which keeps the expectation of every weight; `analytic` takes, tensor
     by tensor, the q of the least expected squared error, in closed form from the second moment of the layer's inputs
     and the number of layers (DAREx minimises a tail bound of the same difference; the algebra is in
-    `bevel.passes.deltas.delta`); `label-free` takes the one q for all at which the model's own outputs change least on unlabelled inputs,
-    found by running it.
+    `bevel.passes.deltas.delta`); `label-free` takes the one q for all at which the model's own outputs change least on
+    unlabelled inputs, found by running it.
 
     Initializers of the model and its base are matched by the parameter that they came from, else by name; what has no
     counterpart of the same shape refuses the pass unless it is skipped. Vectors and single numbers (biases, gains) are
