@@ -90,22 +90,23 @@ def test_matrices_go_back_to_arrays():
             assert np.array_equal(layer.array(layer.matrices(array)), array)
 
 
-def test_a_change_of_a_weight_is_seen_further_on():
+@pytest.mark.parametrize("changed", [0, 1], ids=["a weight", "a weight that a node transposes"])
+def test_a_change_of_a_weight_is_seen_further_on(changed):
     model = graph(DENSE, {"w1": (4, 6), "w2": (5, 6), "w3": (3, 5), "b3": (3,)})
     feeds = [{"x": np.random.default_rng(0).standard_normal((2, 7, 4)).astype(np.float32)}]
     seen = []
     for layer, moment in moments(model, layers(model), context(feeds, model)):
         seen.append(moment.second)
-        if len(seen) == 1:
+        if len(seen) == changed + 1:
             doubled = 2 * layer.weight.const_value.numpy()
             layer.weight.const_value = ir.tensor(doubled, name=layer.weight.name)
-    assert np.allclose(seen[1], 4 * next_second(feeds), rtol=1e-4)
+    assert np.allclose(seen[changed + 1], 4 * untouched(feeds, changed + 1), rtol=1e-4)
 
 
-def next_second(feeds):
-    """The moment of the second layer's input, untouched."""
+def untouched(feeds, place):
+    """The moment of a layer's input where nothing is changed."""
     model = graph(DENSE, {"w1": (4, 6), "w2": (5, 6), "w3": (3, 5), "b3": (3,)})
-    return [moment.second for _, moment in moments(model, layers(model), context(feeds, model))][1]
+    return [moment.second for _, moment in moments(model, layers(model), context(feeds, model))][place]
 
 
 @pytest.mark.parametrize("name", ["llama", "convnext", "lstm", "unet", "swin"])

@@ -1,7 +1,8 @@
 """Run a model piece by piece on many inputs, so that what a later piece is may depend on what an earlier one gave.
 
-Every node runs once on every feed. Only the values that are still needed are kept: one cut through the graph, never the
-whole of its activations.
+Every node runs once on every feed; what is computed from weights alone (transposed, dequantized) runs with each piece
+that takes it, since weights may change on the way. Only the values that are still needed are kept: one cut through the
+graph, never the whole of its activations.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,6 +25,7 @@ class Walk:
         self._nodes = list(model.graph)
         self._place = {node: place for place, node in enumerate(self._nodes)}
         self._last = _last_uses(self._nodes)
+        self._fixed = _of_weights(self._nodes)
         self._done = 0
         self._overridden: dict[ir.Value, ir.TensorProtocol] = {}
         self._feeds: list[dict[ir.Value, Any]] = [_given(model, feed) for feed in feeds]
@@ -48,11 +50,13 @@ class Walk:
 
     def _run(self, piece: list[ir.Node]) -> None:
         """Run some nodes on every feed, and keep what later ones take."""
+        piece = [node for node in piece if node not in self._fixed]
         wanted = [
             value for node in piece for value in node.outputs if self._last.get(value, -1) >= self._done and value.name
         ]
-        taken = list(dict.fromkeys(value for node in piece for value in uses(node)))
         if wanted:
+            piece = self._with_weights(piece)
+            taken = list(dict.fromkeys(value for node in piece for value in uses(node)))
             model, inputs = self._piece(piece, taken, wanted)
             with self._runtime.open(model) as runs:
                 for feed in self._feeds:
@@ -64,6 +68,17 @@ class Walk:
             for feed in self._feeds:
                 self._forget(feed)
 
+    def _with_weights(self, piece: list[ir.Node]) -> list[ir.Node]:
+        """Put before some nodes what computes their weights."""
+        needed: set[ir.Node] = set()
+        pending = [value for node in piece for value in uses(node)]
+        while pending:
+            maker = pending.pop().producer()
+            if maker is not None and maker in self._fixed and maker not in needed:
+                needed.add(maker)
+                pending.extend(uses(maker))
+        return [*sorted(needed, key=self._place.__getitem__), *piece]
+
     def _forget(self, feed: dict[ir.Value, Any]) -> None:
         for value in [value for value in feed if self._last.get(value, -1) < self._done]:
             del feed[value]
@@ -73,7 +88,7 @@ class Walk:
     ) -> tuple[ir.Model, list[ir.Value]]:
         """Return some nodes as a model of their own, and the values of this one that it takes."""
         made = {value for node in piece for value in node.outputs}
-        weights = [value for value in taken if value.is_initializer() and not value.is_graph_input()]
+        weights = [value for value in taken if _is_weight(value)]
         known = set(weights)
         inputs = [value for value in taken if value not in made and value not in known]
         graph = self._model.graph
@@ -103,6 +118,20 @@ def _captured(body: ir.Graph) -> Iterator[ir.Value]:
     own = {*body.inputs, *body.initializers.values(), *(value for node in body for value in node.outputs)}
     found = [*body.outputs, *(value for node in body for value in uses(node))]
     yield from (value for value in found if value is not None and value not in own)
+
+
+def _of_weights(nodes: list[ir.Node]) -> set[ir.Node]:
+    """Return the nodes that take nothing but weights and what is computed from weights."""
+    found: set[ir.Node] = set()
+    for node in nodes:
+        taken = list(uses(node))
+        if taken and all(_is_weight(value) or value.producer() in found for value in taken):
+            found.add(node)
+    return found
+
+
+def _is_weight(value: ir.Value) -> bool:
+    return value.is_initializer() and not value.is_graph_input()
 
 
 def _last_uses(nodes: list[ir.Node]) -> dict[ir.Value, int]:
