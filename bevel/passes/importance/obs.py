@@ -23,9 +23,9 @@ def obs(analysis: Analysis, groups: Sequence[Group], context: Context) -> Mappin
 
     The error is relative to the energy of each layer's output, and added over the layers that read the entry; one that
     reads numbers which overflow says nothing. Where a layer can add a constant, what is dropped is replaced by its
-    mean, so that only its variance counts. A group that no layer reads by itself (the channels that queries and keys
-    are compared over) is left out. Source: Hassibi and Stork 1992, Optimal Brain Surgeon, lifted to coupled groups
-    (`bevel.passes.fitting.second_order`).
+    mean, so that only its variance counts. The refit is taken for granted: without one, wanda and flap do better. A
+    group that no layer reads by itself (the channels that queries and keys are compared over) is left out. Source:
+    Hassibi and Stork 1992, Optimal Brain Surgeon, lifted to coupled groups (`bevel.passes.fitting.second_order`).
     """
     reads = readers(analysis, groups)
     found: dict[str, list[Array]] = {}
