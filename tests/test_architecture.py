@@ -1,6 +1,7 @@
 """Imports point one way: commands > pipeline > passes > frontends, backends > ir > errors."""
 
 import ast
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ MACHINERY = {
     "bevel.passes.recipe",
     "bevel.passes.reproducer",
 }
+PASSES = {point.value.partition(":")[0] for point in entry_points(group="bevel.passes") if point.dist.name == "bevel"}
 TORCH = {"bevel.frontends.torch", "bevel.backends.torch"}
 
 
@@ -67,6 +69,8 @@ def violations(name, source):
             yield f"{name} imports torch"
         if rule == "bevel.passes" and name not in MACHINERY and any(within(target, part) for part in MACHINERY):
             yield f"{name} imports the machinery, {target}"
+        if within(name, "bevel.passes") and any(within(target, other) and name != other for other in PASSES):
+            yield f"{name} imports another pass, {target}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=module)
@@ -82,6 +86,8 @@ def test_imports_point_one_way(path):
         ("bevel.passes.fold", "def f():\n    from bevel.passes.pipeline import optimize"),
         ("bevel.errors", "import bevel"),
         ("bevel.passes.fold", "import torch.nn"),
+        ("bevel.passes.extract_member", "from bevel.passes.nest import NestChannels"),
+        ("bevel.passes.fitting.refit", "from bevel.passes.fold import Fold"),
     ],
 )
 def test_an_import_the_wrong_way_is_seen(name, source):

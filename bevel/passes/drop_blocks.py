@@ -1,7 +1,7 @@
 """Drop the residual blocks that matter least."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import onnx_ir as ir
@@ -62,12 +62,13 @@ class DropBlocks(Pass):
         """Rank, choose and pass by."""
         if self.greedy and self.by != "output":
             raise UsageError("greedy=true measures outputs", where=self.name, remedy="add by=output")
+        context = replace(context, samples=self.samples)
         blocks = find_blocks(model)
         units = wanted(blocks, self.unit, self.only, self.skip, self.name)
         ranks = self._lowest(model, units, context)
         dropped = {block for unit in units if unit.name in ranks for block in unit.blocks}
         passed = runs(blocks.innermost, dropped)
-        fitted = {} if self.replace == "none" else bridges(model, passed, self.replace, context, self.samples)
+        fitted = {} if self.replace == "none" else bridges(model, passed, self.replace, context)
         notes = (self._told(ranks, len(units)), *self._drifts(model, passed, fitted, context), *refusals(blocks))
         bypass(model, passed, fitted)
         return Outcome(reference=lambda original: mute(original, same_layers(original, passed), fitted), notes=notes)
@@ -83,13 +84,13 @@ class DropBlocks(Pass):
         if self.greedy:
             return self._one_by_one(model, free, count, context)
         rank = angles if self.by == "angular" else influences
-        return least(rank(model, free, context, self.samples), count)
+        return least(rank(model, free, context), count)
 
     def _one_by_one(self, model: ir.Model, units: Sequence[Layer], count: int, context: Context) -> dict[str, float]:
         """Drop the unit whose absence moves the outputs least, then the next besides it, and so on."""
         found: dict[str, float] = {}
         for _ in range(count):
-            errors = influences(model, units, context, self.samples, off=found)
+            errors = influences(model, units, context, off=found)
             found |= least({name: error for name, error in errors.items() if name not in found}, 1)
         return found
 
@@ -108,7 +109,7 @@ class DropBlocks(Pass):
         others = [model.clone() for _ in ways]
         for other, way in zip(others, ways, strict=True):
             bypass(other, same_layers(other, passed), way)
-        errors = drift(model, others, context, self.samples)
+        errors = drift(model, others, context)
         inputs = "made-up inputs" if context.calibration.made_up else "the calibration inputs"
         told = [f"the outputs move by {errors[0]:.2g} of their size on {inputs}"]
         return (

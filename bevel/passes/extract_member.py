@@ -8,13 +8,14 @@ from typing import Annotated, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from bevel.errors import UsageError
+from bevel.errors import UnsupportedModel, UsageError
 from bevel.ir import nested
-from bevel.ir.edit import mask, select
-from bevel.ir.groups import analyse
-from bevel.ir.nested import Nest
+from bevel.ir.edit import entries, mask, select
+from bevel.ir.groups import Analysis, analyse
+from bevel.ir.nested import Nest, checksum, entries_of, share
 from bevel.passes.base import Context, Doc, Masked, Outcome, Pass, Promise, Range
-from bevel.passes.nest import entries_of, share
+
+AGAIN = "nest the model again, after the passes that change it"
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,49 @@ class ExtractMember(Pass):
         """Cut, and put the fitted weights in."""
         nest = nested.read(model)
         analysis = analyse(model)
+        self._check(nest, analysis)
         widths = {name: entries_of(size, self._share(name)) for name, size in nest.groups.items()}
-        keeps = {name: np.arange(width) for name, width in widths.items() if width < analysis[name].size}
-        fitted = _put(model, nest, widths)
-        nested.remove(model)
+        keeps = {name: np.arange(width) for name, width in widths.items() if width < nest.groups[name]}
+        fits = self._fits(nest, widths, model)
         select(analysis, keeps)
+        taken = {analysis[name].dim: keep for name, keep in keeps.items()}
+        for weight, tensor in fits.items():
+            value = model.graph.initializers[weight]
+            places = [entries(axis, taken) for axis in analysis.axes(value) or ()]
+            value.const_value = ir.tensor(tensor.numpy()[np.ix_(*places)], name=weight)
+        nested.remove(model)
 
         def reference(given: ir.Model) -> None:
-            _put(given, nest, widths)
+            for weight, tensor in fits.items():
+                given.graph.initializers[weight].const_value = tensor
             mask(given, keeps)
 
-        return Outcome(reference, (f"{len(keeps)} groups cut, {fitted} weights as they were fitted to that width",))
+        return Outcome(reference, (f"{len(keeps)} groups cut, {len(fits)} weights as they were fitted to that width",))
+
+    def _check(self, nest: Nest, analysis: Analysis) -> None:
+        """Refuse a model whose groups are not those that were ordered."""
+        for name, size in nest.groups.items():
+            if name not in analysis.by_name or analysis[name].size != size:
+                raise UnsupportedModel(
+                    f"its group {name!r} had {size} entries when it was nested", where=self.name, remedy=AGAIN
+                )
+
+    def _fits(self, nest: Nest, widths: Mapping[str, int], model: ir.Model) -> dict[str, ir.TensorProtocol]:
+        """Return what was fitted to some widths, by the weight that it stands in for; refuse what fits no more."""
+        initializers, found = model.graph.initializers, {}
+        for fit in nest.fits:
+            if widths.get(fit.group) != fit.width or fit.stored not in initializers:
+                continue
+            if fit.weight not in initializers or checksum(initializers[fit.weight]) != fit.checksum:
+                raise UnsupportedModel(
+                    f"{fit.weight!r} changed after it was nested, so that what was fitted in its place fits no more",
+                    where=self.name,
+                    remedy=AGAIN,
+                )
+            stored = initializers[fit.stored].const_value
+            assert stored is not None
+            found[fit.weight] = stored
+        return found
 
     def _mix(self) -> list[tuple[str, float]]:
         """Return the patterns with their shares."""
@@ -72,13 +105,3 @@ class ExtractMember(Pass):
     def _share(self, name: str) -> float:
         parts = [part for pattern, part in self._mix() if name == pattern or fnmatchcase(name, pattern)]
         return parts[-1] if parts else self.width
-
-
-def _put(model: ir.Model, nest: Nest, widths: Mapping[str, int]) -> int:
-    """Give the layers of a nested model, still whole, the weights that were fitted to some widths; return how many."""
-    initializers, count = model.graph.initializers, 0
-    for fit in nest.fits:
-        if widths[fit.group] == fit.width and fit.stored in initializers and fit.weight in initializers:
-            initializers[fit.weight].const_value = initializers[fit.stored].const_value
-            count += 1
-    return count

@@ -11,11 +11,11 @@ from bevel.ir.canonical.dead import remove_dead
 from bevel.ir.canonical.shapes import resolve_shapes
 from bevel.ir.names import free_names, value_names
 from bevel.passes.base import Context, Outcome, Pass, Preserving, Promise
+from bevel.passes.fitting.normalization import is_normalization
 from bevel.passes.redundancy import bypass
 
 Array = np.ndarray[Any, Any]
 
-NORMALIZATION: Final = "BatchNormalization"
 CAST, CAST_LIKE = "Cast", "CastLike"
 # BatchNormalization's own defaults and its parameters after the data: scale, shift, mean, variance.
 EPSILON: Final = 1e-5
@@ -109,9 +109,7 @@ def _sites(model: ir.Model) -> Iterator[Site]:
 
 def _site(norm: ir.Node) -> Site | None:
     """Return the fold that `norm` allows, None if it has to stay."""
-    if norm.op_type != NORMALIZATION or norm.domain or norm.attributes.get_int("training_mode", 0) != 0:
-        return None
-    if len([value for value in norm.outputs if value.name]) != 1 or norm.attributes.get_int("spatial", 1) != 1:
+    if not is_normalization(norm) or len([value for value in norm.outputs if value.name]) != 1:
         return None
     data = norm.inputs[0]
     layer = data.producer() if data is not None else None

@@ -1,7 +1,7 @@
 """Thin out what fine-tuning added to a base, and put it back: one tuned model, or several merged."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from statistics import median
@@ -13,7 +13,7 @@ import onnx_ir as ir
 from bevel.errors import EditRefused
 from bevel.ir.content import content
 from bevel.ir.lineage import Relative, lineage, set_lineage
-from bevel.passes.base import Context, Doc, Lossy, Outcome, Pass, Promise, Range
+from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
 from bevel.passes.deltas.delta import Tuned, bits, merged, seed_of
 from bevel.passes.deltas.rescale import analytic, label_free
 
@@ -53,7 +53,7 @@ class MergeDelta(Pass):
         Literal["dare", "analytic", "label-free"], Doc("how to choose what the kept entries are divided by")
     ] = "dare"
     scale: Annotated[float, Range(0), Doc("what the merged deltas are multiplied with")] = 1.0
-    samples: Annotated[int, Range(1), Doc("how many samples analytic and label-free look at")] = 128
+    samples: Annotated[int, Range(1), Doc("how many samples analytic and label-free look at")] = SAMPLES
     only: Annotated[tuple[str, ...], Doc("patterns of initializers to thin out; everything if empty")] = ()
     skip: Annotated[tuple[str, ...], Doc("patterns of initializers to leave as tuned")] = ()
 
@@ -66,6 +66,7 @@ class MergeDelta(Pass):
                 where=self.name,
                 remedy="bevel.merge_delta(model, base), or bevel merge-delta TUNED.onnx --base BASE.onnx",
             )
+        context = replace(context, samples=self.samples)
         base = Relative(family.base, "the base")
         tuned = (model, *family.siblings)
         targets = self._targets(model, moved=len(tuned) > 1 or self.scale != 1)
@@ -100,10 +101,10 @@ class MergeDelta(Pass):
         if self.rescale == "dare":
             return dare, (f"{delta.called}: kept entries divided by q = {1 - self.drop:.3g}",)
         if self.rescale == "analytic":
-            found = analytic(delta.model, delta.changes(), self.drop, context, self.samples)
+            found = analytic(delta.model, delta.changes(), self.drop, context)
             return {**dare, **found}, (f"{delta.called}: {_range(found)}",)
         thinned = partial(self._thinned, delta, context.seed)
-        tried = label_free(delta.model, thinned, self.drop, context, self.samples)
+        tried = label_free(delta.model, thinned, self.drop, context)
         best = min(tried, key=lambda q: tried[q])
         listed = ", ".join(f"{error:.3g} at {q:.3g}" for q, error in sorted(tried.items()))
         return dict.fromkeys(dare, best), (f"{delta.called}: q = {best:.3g}; output error by q: {listed}",)

@@ -7,15 +7,14 @@ from typing import Annotated, Any, ClassVar, Final
 import numpy as np
 import onnx_ir as ir
 
-from bevel.errors import UsageError
 from bevel.ir import nested
 from bevel.ir.edit import FREE_TO_DROP, permute
 from bevel.ir.groups import Analysis, Group, analyse
 from bevel.ir.names import Names
-from bevel.ir.nested import Fit, Nest
+from bevel.ir.nested import Fit, Nest, checksum, entries_of, share
 from bevel.passes.base import SAMPLES, Context, Doc, Outcome, Pass, Preserving, Promise, Range
 from bevel.passes.choice import choose, left_out, outermost
-from bevel.passes.fitting.layers import Layer
+from bevel.passes.fitting.layers import Layer, rounded
 from bevel.passes.fitting.moments import Moments, moments
 from bevel.passes.fitting.readers import readers
 from bevel.passes.fitting.second_order import SecondOrder
@@ -61,32 +60,16 @@ class NestChannels(Pass):
     def run(self, model: ir.Model, context: Context) -> Outcome:
         """Score, sort, fit."""
         context = replace(context, samples=self.samples)
-        nested.remove(model)
         analysis = analyse(model)
         groups = outermost(analysis, choose(analysis, FREE_TO_DROP, self.only, self.skip))
         scores = lift.score(self.importance, analysis, groups, context)
+        nested.remove(model)
         permute(analysis, {name: np.argsort(-values, kind="stable") for name, values in scores.items()})
         shares = [share(text, self.name) for text in self.widths]
         fits = list(_fitted(analysis, groups, shares, context))
         Nest({group.name: group.size for group in groups}, fits).write(model)
         notes = (f"{len(groups)} of {len(analysis.groups)} groups ordered, {len(fits)} weights fitted", *scores.notes)
         return Outcome(notes=(*notes, *left_out(analysis.groups, FREE_TO_DROP)))
-
-
-def share(text: str, where: str) -> float:
-    """Read a share of a group's entries."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number <= 1:
-        raise UsageError(f"{text!r} is no width", where=where, remedy="a share of the entries: above 0, at most 1")
-    return number
-
-
-def entries_of(size: int, part: float) -> int:
-    """Return how many of a group's entries a share is."""
-    return max(1, round(size * part))
 
 
 def _fitted(analysis: Analysis, groups: Sequence[Group], shares: Sequence[float], context: Context) -> Iterator[Fit]:
@@ -104,7 +87,7 @@ def _fitted(analysis: Analysis, groups: Sequence[Group], shares: Sequence[float]
             if width < group.size and moment.finite:
                 for value, array in _fit(layer, moment, inputs[width:].ravel()):
                     name = names.free(f"{value.name}.nested.{width}")
-                    fits.append((Fit(group.name, width, value.name or "", name), array))
+                    fits.append((Fit(group.name, width, value.name or "", name, checksum(value)), array))
     for fit, array in fits:
         nested.store(model, fit.stored, array)
         yield fit
@@ -121,13 +104,9 @@ def _fit(layer: Layer, moment: Moments, drop: Array) -> Iterator[tuple[ir.Value,
     keep = np.setdiff1d(np.arange(wide.shape[2]), drop)
     for matrix, best, second in zip(wide, fitted, moment.about(shifted is not None), strict=True):
         best[:, keep] = SecondOrder(second).refit(matrix, keep)
-    yield layer.weight, _typed(layer.weight, layer.array(fitted))
+    assert layer.weight.const_value is not None
+    yield layer.weight, rounded(layer.weight.const_value, layer.array(fitted))
     if shifted is not None:
         assert shifted.const_value is not None
         change = np.einsum("goi,gi->go", wide - fitted, moment.mean).ravel()
-        yield shifted, _typed(shifted, shifted.const_value.numpy() + change)
-
-
-def _typed(value: ir.Value, array: Array) -> Array:
-    assert value.const_value is not None
-    return np.ascontiguousarray(array).astype(value.const_value.dtype.numpy())
+        yield shifted, rounded(shifted.const_value, shifted.const_value.numpy() + change)

@@ -1,7 +1,7 @@
 """Set whole tiles of weights to zero."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -9,13 +9,13 @@ import numpy as np
 import onnx_ir as ir
 
 from bevel.errors import UsageError
-from bevel.passes.base import Context, Doc, Lossy, Outcome, Pass, Promise, Range
+from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
 from bevel.passes.fitting.layers import Layer
 from bevel.passes.fitting.second_order import SecondOrder
 from bevel.passes.sparsity.masks import lowest, wanted
 from bevel.passes.sparsity.slopes import by_slope, energy
 from bevel.passes.sparsity.tiles import Tile, errors_alone, refit
-from bevel.passes.sparsity.zeros import Ledger, chosen, matrices, orders, output_error, put, put_lazily, tensor_of, walk
+from bevel.passes.sparsity.zeros import Ledger, chosen, orders, output_error, put, put_lazily, tensor_of, walk
 
 Array = np.ndarray[Any, Any]
 
@@ -54,7 +54,7 @@ class PruneTiles(Pass):
         Literal["uniform", "slope"], Doc("the same share of every layer, or where it damages least")
     ] = "uniform"
     refit: Annotated[bool, Doc("least-squares values for the tiles that stay")] = False
-    samples: Annotated[int, Range(1), Doc("how many samples to take statistics over")] = 128
+    samples: Annotated[int, Range(1), Doc("how many samples to take statistics over")] = SAMPLES
     only: Annotated[tuple[str, ...], Doc("patterns of weights or nodes to prune; everything if empty")] = ()
     skip: Annotated[tuple[str, ...], Doc("patterns of weights or nodes to leave alone")] = ()
 
@@ -67,20 +67,20 @@ class PruneTiles(Pass):
 
     def run(self, model: ir.Model, context: Context) -> Outcome:
         """Score all layers if they share a budget, then zero one after the other."""
+        context = replace(context, samples=self.samples)
         found, left = chosen(model, self.only, self.skip)
         counts = self._counts(model, found, context) if self.allocation == "slope" and found else None
         ledger = Ledger()
         looks = self.method != "magnitude" or self.refit
-        for layer, second in walk(model, found, context, self.samples if looks else 0):
+        for layer, second in walk(model, found, context, looks=looks):
             self._zero(layer, second, counts, ledger)
         return Outcome(notes=(*ledger.notes(model), *left))
 
     def _counts(self, model: ir.Model, found: Sequence[Layer], context: Context) -> Mapping[ir.Value, int]:
         """Return how many tiles each weight gives up, judged before anything is zeroed."""
         owners, slopes, sizes = [], [], []
-        samples = self.samples if self.method != "magnitude" else 0
-        for layer, second in walk(model, found, context, samples):
-            weights, tile, each = matrices(layer, tensor_of(layer)), self._tile(layer), orders(second)
+        for layer, second in walk(model, found, context, looks=self.method != "magnitude"):
+            weights, tile, each = layer.content(), self._tile(layer), orders(second)
             size = tile.sums(np.ones(weights.shape)).ravel()
             owners.append(layer.weight)
             sizes.append(size)
@@ -89,7 +89,7 @@ class PruneTiles(Pass):
 
     def _zero(self, layer: Layer, second: Array | None, counts: Mapping[ir.Value, int] | None, ledger: Ledger) -> None:
         source, tile, each = tensor_of(layer), self._tile(layer), orders(second)
-        original, error = matrices(layer, source), np.nan
+        original, error = layer.content(source), np.nan
         scores = self._scores(original, each, tile)
         count = _share(self.sparsity, scores.size) if counts is None else counts[layer.weight]
         dropped = tile.spread(lowest(scores, count), original.shape)

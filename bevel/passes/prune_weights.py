@@ -1,21 +1,21 @@
 """Set single weights to zero."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from bevel.errors import UsageError
-from bevel.passes.base import Context, Doc, Lossy, Outcome, Pass, Promise, Range
+from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
 from bevel.passes.fitting.layers import Layer
 from bevel.passes.fitting.second_order import SecondOrder
 from bevel.passes.sparsity.feedback import BLOCK, factor, prune
 from bevel.passes.sparsity.masks import lowest, lowest_by_output, lowest_of_every, wanted
 from bevel.passes.sparsity.slopes import counts_by_slope, curve, energy
 from bevel.passes.sparsity.swaps import Local
-from bevel.passes.sparsity.zeros import Ledger, chosen, matrices, orders, output_error, put, put_lazily, tensor_of, walk
+from bevel.passes.sparsity.zeros import Ledger, chosen, orders, output_error, put, put_lazily, tensor_of, walk
 
 Array = np.ndarray[Any, Any]
 
@@ -64,7 +64,7 @@ class PruneWeights(Pass):
     )
     swaps: Annotated[int, Range(0), Doc("how many kept weights of an output may be exchanged for dropped ones")] = 0
     refit: Annotated[int, Range(0), Doc("conjugate-gradient steps towards the best values of the kept weights")] = 0
-    samples: Annotated[int, Range(1), Doc("how many samples to take statistics over")] = 128
+    samples: Annotated[int, Range(1), Doc("how many samples to take statistics over")] = SAMPLES
     only: Annotated[tuple[str, ...], Doc("patterns of weights or nodes to prune; everything if empty")] = ()
     skip: Annotated[tuple[str, ...], Doc("patterns of weights or nodes to leave alone")] = ()
 
@@ -79,11 +79,12 @@ class PruneWeights(Pass):
 
     def run(self, model: ir.Model, context: Context) -> Outcome:
         """Divide the zeros among the layers, then write them into one after the other."""
+        context = replace(context, samples=self.samples)
         found, left = chosen(model, self.only, self.skip)
         shares = self._shares(model, found, context)
         ledger = Ledger()
         looks = self.method != "magnitude" or self.swaps + self.refit > 0
-        for layer, second in walk(model, found, context, self.samples if looks else 0):
+        for layer, second in walk(model, found, context, looks=looks):
             if second is None:
                 self._by_size(layer, shares[layer.weight], ledger)
             else:
@@ -95,9 +96,8 @@ class PruneWeights(Pass):
         if self.allocation == "uniform" or not found:
             return {layer.weight: self.sparsity for layer in found}
         curves = {}
-        samples = self.samples if self.method != "magnitude" else 0
-        for layer, second in walk(model, found, context, samples):
-            weights, each = matrices(layer, tensor_of(layer)), orders(second)
+        for layer, second in walk(model, found, context, looks=self.method != "magnitude"):
+            weights, each = layer.content(), orders(second)
             curves[layer.weight] = curve(self._scores(weights, each) / energy(weights, each))
         counts = counts_by_slope(list(curves.values()), self.sparsity)
         sizes = (float(size.sum()) for _, size in curves.values())
@@ -117,11 +117,11 @@ class PruneWeights(Pass):
     def _by_size(self, layer: Layer, share: float, ledger: Ledger) -> None:
         source = tensor_of(layer)
         put_lazily(layer, lambda weights: np.where(self._lowest(weights**2, share), 0.0, weights))
-        ledger.note(layer, source, self._wanted(matrices(layer, source).shape, share))
+        ledger.note(layer, source, self._wanted(layer.content(source).shape, share))
 
     def _by_error(self, layer: Layer, second: Array, share: float, ledger: Ledger) -> None:
         source, each = tensor_of(layer), orders(second)
-        original = matrices(layer, source)
+        original = layer.content(source)
         weights, dropped = self._pruned(original, each, share)
         for group, moment in enumerate(each if self.swaps or self.refit else ()):
             self._improve(original[group], weights[group], dropped[group], moment.damped)

@@ -1,7 +1,7 @@
 """Let residual blocks use each other's weights."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import onnx_ir as ir
@@ -51,6 +51,7 @@ class ShareBlocks(Pass):
 
     def run(self, model: ir.Model, context: Context) -> Outcome:
         """Rank, choose and share."""
+        context = replace(context, samples=self.samples)
         blocks = find_blocks(model)
         units = wanted(blocks, self.unit, (), self.skip, self.name)
         asked = {unit.name for unit in wanted(blocks, self.unit, self.only, self.skip, self.name)}
@@ -83,11 +84,11 @@ class ShareBlocks(Pass):
         if not count:
             return {}
         if self.by == "angular":
-            return least(angles(model, list(likes), context, self.samples), count)
+            return least(angles(model, list(likes), context), count)
         others = []
         for pair in likes.items():
             others.append(model.clone())
             mine, theirs = same_layers(others[-1], pair)
             share(others[-1], [(mine, theirs)])
-        errors = drift(model, others, context, self.samples)
+        errors = drift(model, others, context)
         return least({layer.name: error for layer, error in zip(likes, errors, strict=True)}, count)

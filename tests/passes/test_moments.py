@@ -121,7 +121,25 @@ def test_whole_models_are_walked(name):
         assert np.isfinite(moment.second).all()
 
 
+def test_a_layer_may_read_what_is_computed_from_weights_alone():
+    text = """
+    k1 (float[n, 4] x) => (float[n, 3] y) {
+      t = Relu (table)
+      u = MatMul (t, w1)
+      v = MatMul (x, w2)
+      s = Add (u, v)
+      y = MatMul (s, w3)
+    }
+    """
+    model = graph(text, {"table": (1, 5), "w1": (5, 6), "w2": (4, 6), "w3": (6, 3)})
+    feeds = [{"x": np.ones((2, 4), np.float32)}, {"x": np.ones((3, 4), np.float32)}]
+    table = np.maximum(model.graph.initializers["table"].const_value.numpy(), 0).astype(np.float64)
+    seconds = [moment.second[0] for _, moment in moments(model, layers(model), context(feeds, model))]
+    assert len(seconds) == 3
+    assert np.allclose(seconds[0], table.T @ table, rtol=1e-4)
+
+
 def bevel_moments(model, found):
     from bevel.passes.pipeline import _calibration
 
-    return moments(model, found, Context(0, _calibration(None, model, 0), Execution()), samples=8)
+    return moments(model, found, Context(0, _calibration(None, model, 0), Execution(), samples=8))

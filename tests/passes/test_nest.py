@@ -8,7 +8,7 @@ from bevel.passes.execution import Execution
 from bevel.passes.nest import NestChannels
 from bevel.passes.pipeline import optimize
 from tests import zoo
-from tests.graphs import graph
+from tests.graphs import graph, snapshot
 
 MLP = """
 e1 (float[n, 6] x) => (float[n, 3] y) {
@@ -99,6 +99,13 @@ def test_what_cannot_be_is_refused(elastic):
         optimize(graph(MLP, WEIGHTS), "extract-member")
     with pytest.raises(UsageError, match="no width"):
         NestChannels(widths=("2",))
+    for changes in ("reorder-channels{importance=random}", "prune-weights{sparsity=0.1}", "prune-channels{ratio=0.5}"):
+        changed = elastic.clone()
+        optimize(changed, changes, calibration=FEEDS)
+        before = snapshot(changed)
+        with pytest.raises(UnsupportedModel, match="nest the model again"):
+            optimize(changed, "extract-member", calibration=FEEDS)
+        assert snapshot(changed) == before
     elastic.metadata_props[nested.KEY] = "[]"
     with pytest.raises(UnsupportedModel, match="damaged"):
         nested.read(elastic)

@@ -31,7 +31,7 @@ def angular(problem: Problem) -> Allocate:
         raise UnsupportedModel(
             "the model has no residual blocks, whose angles could be compared", remedy="use allocation=global"
         )
-    measured = angles(model, found, problem.context, problem.context.samples)
+    measured = angles(model, found, problem.context)
     distances = np.array([measured[layer.name] for layer in found])
     homes = {group.name: home(group, found) for group in problem.groups}
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from bevel.ir.names import Names
 from bevel.ir.resize import add_initializer
-from bevel.passes.base import SAMPLES, Context
+from bevel.passes.base import Context
 
 Array = np.ndarray[Any, Any]
 
@@ -42,12 +42,10 @@ class Stretch(Protocol):
         """The axis of channels."""
 
 
-def angles(
-    model: ir.Model, stretches: Sequence[Stretch], context: Context, samples: int = SAMPLES
-) -> Mapping[str, float]:
+def angles(model: ir.Model, stretches: Sequence[Stretch], context: Context) -> Mapping[str, float]:
     """Return the mean angular distance from start to end of each stretch of `model`'s main graph, by its name.
 
-    The sums over channels are taken in ONNX Runtime, in double precision, over about so many samples.
+    The sums over channels are taken in ONNX Runtime, in double precision, over the context's samples.
     """
     probed = model.clone()
     probe = _Probe(probed)
@@ -55,7 +53,7 @@ def angles(
     probed.graph.outputs.extend(probe.outputs.values())
     totals, counts = np.zeros(len(stretches)), np.zeros(len(stretches))
     with context.runtime.open(probed) as runs:
-        for feed in context.calibration.samples(samples):
+        for feed in context.calibration.samples(context.samples):
             answer = runs.run(feed)
             found = [angular(*(answer[name] for name in names)) for names in sums]
             totals += [distances.sum() for distances in found]

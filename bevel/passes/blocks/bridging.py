@@ -23,7 +23,7 @@ Array = np.ndarray[Any, Any]
 Form = Literal["linear", "diagonal"]
 
 
-def bridges(model: ir.Model, runs: Sequence[Layer], form: Form, context: Context, samples: int) -> dict[str, Bridge]:
+def bridges(model: ir.Model, runs: Sequence[Layer], form: Form, context: Context) -> dict[str, Bridge]:
     """Return a bridge for each run of blocks, by its name, fitted one after the other.
 
     Each reads the stream that the ones before it leave, and aims at the stream of the model as it is. Runs are in the
@@ -33,18 +33,16 @@ def bridges(model: ir.Model, runs: Sequence[Layer], form: Form, context: Context
     found: dict[str, Bridge] = {}
     for done, run in enumerate(same_layers(so_far, runs)):
         context.progress("bridges", done, len(runs))
-        found[run.name] = fit(_rows(so_far, model, run, context, samples), form)
+        found[run.name] = fit(_rows(so_far, model, run, context), form)
         bypass(so_far, [run], found)
     return found
 
 
-def _rows(
-    so_far: ir.Model, model: ir.Model, run: Layer, context: Context, samples: int
-) -> Iterator[tuple[Array, Array]]:
+def _rows(so_far: ir.Model, model: ir.Model, run: Layer, context: Context) -> Iterator[tuple[Array, Array]]:
     """Yield the stream before a run in one model, and after it in another, as rows of channels."""
     start, end = str(run.start.name), str(run.end.name)
     with context.runtime.open(_telling(so_far, start)) as before, context.runtime.open(_telling(model, end)) as after:
-        for feed in context.calibration.samples(samples):
+        for feed in context.calibration.samples(context.samples):
             x, y = before.run(feed)[start], after.run(feed)[end]
             yield _as_rows(x, run.axis), _as_rows(y, run.axis)
 

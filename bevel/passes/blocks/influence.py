@@ -13,7 +13,7 @@ from bevel.errors import UnsupportedModel
 from bevel.ir.bypass import redirect
 from bevel.ir.emit import Emitter
 from bevel.ir.names import Names
-from bevel.passes.base import SAMPLES, Context
+from bevel.passes.base import Context
 from bevel.passes.blocks.angles import Stretch
 
 Array = np.ndarray[Any, Any]
@@ -61,7 +61,6 @@ def influences(
     model: ir.Model,
     stretches: Sequence[Stretch],
     context: Context,
-    samples: int = SAMPLES,
     *,
     off: Collection[str] = (),
 ) -> Mapping[str, float]:
@@ -71,7 +70,7 @@ def influences(
     dropped = {switches[name]: np.array(False) for name in off}
     drifts = {stretch.name: Drift() for stretch in stretches}
     with context.runtime.open(switched) as runs:
-        for done, feed in enumerate(context.calibration.samples(samples)):
+        for done, feed in enumerate(context.calibration.samples(context.samples)):
             context.progress("influences", done, done + 1)
             reference = runs.run({**feed, **on})
             for name, drift in drifts.items():
@@ -79,7 +78,7 @@ def influences(
     return {name: drift.error for name, drift in drifts.items()}
 
 
-def drift(model: ir.Model, others: Sequence[ir.Model], context: Context, samples: int = SAMPLES) -> list[float]:
+def drift(model: ir.Model, others: Sequence[ir.Model], context: Context) -> list[float]:
     """Return how far each of several models' outputs are from those of `model`."""
     found = []
     with context.runtime.open(model) as runs:
@@ -87,7 +86,7 @@ def drift(model: ir.Model, others: Sequence[ir.Model], context: Context, samples
             context.progress("errors", done, len(others))
             total = Drift()
             with context.runtime.open(other) as moved:
-                for feed in context.calibration.samples(samples):
+                for feed in context.calibration.samples(context.samples):
                     total.add(runs.run(feed), moved.run(feed))
             found.append(total.error)
     return found

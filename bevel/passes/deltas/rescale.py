@@ -20,7 +20,7 @@ STEPS: Final = 8
 
 
 def analytic(
-    model: ir.Model, deltas: Mapping[str, Callable[[], Any]], drop: float, context: Context, samples: int
+    model: ir.Model, deltas: Mapping[str, Callable[[], Any]], drop: float, context: Context
 ) -> dict[str, float]:
     """Return the best `q` of every weight that layers multiply by, from the second moment of their inputs.
 
@@ -28,7 +28,7 @@ def analytic(
     """
     together, apart = dict.fromkeys(deltas, 0.0), dict.fromkeys(deltas, 0.0)
     wanted = [layer for layer in layers(model) if layer.weight.name in deltas]
-    for layer, moment in moments(model, wanted, context, samples):
+    for layer, moment in moments(model, wanted, context):
         name = layer.weight.name or ""
         matrices = layer.matrices(deltas[name]())
         together[name] += moment.count * float(np.sum((matrices @ moment.second) * matrices))
@@ -38,13 +38,13 @@ def analytic(
 
 
 def label_free(
-    tuned: ir.Model, thinned: Callable[[float, int], ir.Model], drop: float, context: Context, samples: int
+    tuned: ir.Model, thinned: Callable[[float, int], ir.Model], drop: float, context: Context
 ) -> dict[float, float]:
     """Return the output error against the tuned model by `q`, for the ones tried between DARE's and 1.
 
     `thinned(q, draw)` gives the model with its delta thinned out in one of several draws.
     """
-    feeds = list(context.calibration.samples(samples))
+    feeds = list(context.calibration.samples(context.samples))
     expected = _answers(tuned, feeds, context)
     if not any(_floats(answer) for answer in expected):
         raise EditRefused("no output holds floats, so none tells one q from another", remedy="use rescale=analytic")

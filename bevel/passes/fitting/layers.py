@@ -13,6 +13,8 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 
+from bevel.ir.content import content
+
 Array = np.ndarray[Any, Any]
 
 MATMUL, GEMM, CONV, CONV_TRANSPOSE = "MatMul", "Gemm", "Conv", "ConvTranspose"
@@ -81,22 +83,19 @@ class Layer:
         return 1 if self.node.op_type in KERNELS else -1
 
     def matrices(self, array: Array) -> Array:
-        """Return a weight's array as `[groups, out, in]`.
-
-        The array may be a smaller one than the weight has now, as long as its layout is the same.
-        """
+        """Return the weight's array as `[groups, out, in]`."""
         if self.node.op_type == CONV:
-            groups = self.groups * array.shape[0] // self.sizes[0] if self._depthwise else self.groups
-            return array.reshape(groups, array.shape[0] // groups, -1)
+            return array.reshape(self.groups, array.shape[0] // self.groups, -1)
         if self.node.op_type == CONV_TRANSPOSE:
             return array.reshape(1, array.shape[0], -1).transpose(0, 2, 1)
         return np.expand_dims(array if self.in_axis else array.T, 0)
 
-    def content(self) -> Array:
-        """Return the weight as matrices, in double precision."""
-        tensor = self.weight.const_value
+    def content(self, tensor: ir.TensorProtocol | None = None) -> Array:
+        """Return the weight, or one that it had before, as matrices of double precision, the caller's own."""
+        tensor = tensor or self.weight.const_value
         assert tensor is not None
-        return self.matrices(tensor.numpy().astype(np.float64))
+        with content(tensor) as array:
+            return np.array(self.matrices(array), np.float64)
 
     def array(self, matrices: Array) -> Array:
         """Return `[groups, out, in]` in the weight's own layout; the way back of `matrices`."""
@@ -115,9 +114,10 @@ class Layer:
         assert tensor is not None
         return tuple(tensor.shape.numpy())
 
-    @property
-    def _depthwise(self) -> bool:
-        return self.groups == self.sizes[0]
+
+def rounded(tensor: ir.TensorProtocol, array: Array) -> Array:
+    """Return an array as the type of a tensor holds it."""
+    return np.ascontiguousarray(array).astype(tensor.dtype.numpy())
 
 
 def layers(model: ir.Model) -> list[Layer]:

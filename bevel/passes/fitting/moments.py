@@ -37,17 +37,14 @@ class Moments:
         return spread
 
 
-def moments(
-    model: ir.Model, wanted: Sequence[Layer], context: Context, samples: int | None = None
-) -> Iterator[tuple[Layer, Moments]]:
-    """Yield each layer, in the order of the graph, with the moments of its input over about so many samples.
+def moments(model: ir.Model, wanted: Sequence[Layer], context: Context) -> Iterator[tuple[Layer, Moments]]:
+    """Yield each layer, in the order of the graph, with the moments of its input over the context's samples.
 
-    The samples are the context's calibration, or made up: then normalizations go by the statistics of these (`align` in
-    `bevel.passes.fitting.normalization`). Without a number, the context says how many. A caller that changes a layer's
-    weight before it asks for the next makes the moments of later layers see the change.
+    On made-up samples, normalizations go by the statistics of these (`align` in `bevel.passes.fitting.normalization`).
+    A caller that changes a layer's weight before it asks for the next makes the moments of later layers see the change.
     """
     by_node = {layer.node: layer for layer in wanted}
-    walk = Walk(model, context.calibration.samples(samples or context.samples), context.runtime)
+    walk = Walk(model, context.calibration.samples(context.samples), context.runtime)
     last: tuple[object, Moments] | None = None
     done = 0
     for node in model.graph:

@@ -19,6 +19,7 @@ ratios rather than by replacement, are ours.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, Final
 
 import numpy as np
@@ -29,7 +30,7 @@ from bevel.ir.edit import Indices, entries
 from bevel.ir.groups import Analysis, analyse
 from bevel.passes.base import Context
 from bevel.passes.calibration import Feed
-from bevel.passes.fitting.layers import CONV, Layer, layers
+from bevel.passes.fitting.layers import CONV, Layer, layers, rounded
 from bevel.passes.fitting.normalization import (
     DATA,
     MEAN,
@@ -163,8 +164,7 @@ class _Fitting:
         if not sums.finite:
             self.result.overflown += 1
             return
-        target = whole.matrices(_content(whole.weight))
-        start = small.matrices(_content(small.weight))
+        target, start = whole.content(), small.content()
         shifted = can_shift(small)
         fitted = np.empty_like(start)
         shift = np.zeros(start.shape[:2])
@@ -185,8 +185,8 @@ class _Fitting:
         assert axes is not None
         out = entries(axes[whole.out_axis], self.taken)
         if whole.node.op_type != CONV or whole.groups == 1:
-            taps = whole.sizes[2:] if whole.node.op_type != CONV else ()
-            return [(out[:, None] * int(np.prod(taps)) + np.arange(int(np.prod(taps)))).ravel()], [0]
+            taps = prod(whole.kernel) if whole.node.op_type != CONV else 1
+            return [(out[:, None] * taps + np.arange(taps)).ravel()], [0]
         width = whole.sizes[0] // whole.groups
         groups = np.unique(out // width)
         return [out[out // width == group] % width for group in groups], [int(group) for group in groups]
@@ -216,7 +216,7 @@ class _Fitting:
     def _write(self, value: ir.Value, array: Array) -> None:
         tensor = value.const_value
         assert tensor is not None and value.name is not None
-        content = np.ascontiguousarray(array).astype(tensor.dtype.numpy())
+        content = rounded(tensor, array)
         value.const_value = ir.tensor(content, name=value.name)
         self.result.contents[value.name] = content
 

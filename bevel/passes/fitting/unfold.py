@@ -135,11 +135,8 @@ class _Piece:
         kernels = np.tile(
             np.eye(taps, dtype=np.float32).reshape(taps, 1, *layer.kernel), (channels,) + (1,) * (len(layer.kernel) + 1)
         )
-        node = ir.node("Conv", [x, self.constant(kernels)], {"group": channels})
+        patches = self.node("Conv", [x, self.constant(kernels)], group=channels)
         for name in GEOMETRY:
-            attribute = layer.node.attributes.get(name)
-            if attribute is not None:
-                node.attributes.add(attribute)
-        node.outputs[0].name = f"v{len(self.nodes)}"
-        self.nodes.append(node)
-        return node.outputs[0]
+            if name in layer.node.attributes:
+                self.nodes[-1].attributes.add(layer.node.attributes[name])
+        return patches

@@ -45,8 +45,19 @@ class Walk:
 
     def values(self, value: ir.Value) -> Iterator[Array]:
         """Yield a value that the node reached takes, feed by feed."""
+        maker = value.producer()
+        if maker is not None and maker in self._fixed:
+            yield from [self._constant(value)] * len(self._feeds)
+            return
         for feed in self._feeds:
             yield feed[value]
+
+    def _constant(self, value: ir.Value) -> Array:
+        """Return what is computed from weights alone, as they are now."""
+        model, _ = self._piece(self._makers([value]), [value])
+        with self._runtime.open(model) as runs:
+            array: Array = runs.run({})[value.name or ""]
+        return array
 
     def _run(self, piece: list[ir.Node]) -> None:
         """Run some nodes on every feed, and keep what later ones take."""
@@ -55,9 +66,8 @@ class Walk:
             value for node in piece for value in node.outputs if self._last.get(value, -1) >= self._done and value.name
         ]
         if wanted:
-            piece = self._with_weights(piece)
-            taken = list(dict.fromkeys(value for node in piece for value in uses(node)))
-            model, inputs = self._piece(piece, taken, wanted)
+            taken = [value for node in piece for value in uses(node)]
+            model, inputs = self._piece([*self._makers(taken), *piece], wanted)
             with self._runtime.open(model) as runs:
                 for feed in self._feeds:
                     given = {value.name or "": feed[value] for value in inputs if value in feed}
@@ -68,25 +78,24 @@ class Walk:
             for feed in self._feeds:
                 self._forget(feed)
 
-    def _with_weights(self, piece: list[ir.Node]) -> list[ir.Node]:
-        """Put before some nodes what computes their weights."""
+    def _makers(self, taken: list[ir.Value]) -> list[ir.Node]:
+        """Return the nodes that compute some values from weights alone, in the order of the graph."""
         needed: set[ir.Node] = set()
-        pending = [value for node in piece for value in uses(node)]
+        pending = list(taken)
         while pending:
             maker = pending.pop().producer()
             if maker is not None and maker in self._fixed and maker not in needed:
                 needed.add(maker)
                 pending.extend(uses(maker))
-        return [*sorted(needed, key=self._place.__getitem__), *piece]
+        return sorted(needed, key=self._place.__getitem__)
 
     def _forget(self, feed: dict[ir.Value, Any]) -> None:
         for value in [value for value in feed if self._last.get(value, -1) < self._done]:
             del feed[value]
 
-    def _piece(
-        self, piece: list[ir.Node], taken: list[ir.Value], wanted: list[ir.Value]
-    ) -> tuple[ir.Model, list[ir.Value]]:
+    def _piece(self, piece: list[ir.Node], wanted: list[ir.Value]) -> tuple[ir.Model, list[ir.Value]]:
         """Return some nodes as a model of their own, and the values of this one that it takes."""
+        taken = list(dict.fromkeys(value for node in piece for value in uses(node)))
         made = {value for node in piece for value in node.outputs}
         weights = [value for value in taken if _is_weight(value)]
         known = set(weights)

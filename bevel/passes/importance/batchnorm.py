@@ -7,10 +7,9 @@ import numpy as np
 from bevel.ir.content import content
 from bevel.ir.groups import Analysis, Group, Member
 from bevel.passes.base import Context
+from bevel.passes.fitting.normalization import NORMALIZATION, SCALE
 from bevel.passes.importance import importance
 from bevel.passes.importance.weights import is_float, lifted
-
-SCALE = 1  # which input of BatchNormalization it is
 
 
 @importance(aggregate="mean")
@@ -38,4 +37,4 @@ def batchnorm(analysis: Analysis, groups: Sequence[Group], context: Context) -> 
 def _scales(member: Member) -> bool:
     """Say whether a group's member is what some batch normalisation multiplies channels with."""
     uses = member.value.uses()
-    return is_float(member.value) and any(node.op_type == "BatchNormalization" and at == SCALE for node, at in uses)
+    return is_float(member.value) and any(node.op_type == NORMALIZATION and at == SCALE for node, at in uses)

@@ -15,7 +15,7 @@ from bevel.errors import PromiseBroken
 from bevel.ir.content import content
 from bevel.ir.cost import cost
 from bevel.passes.base import Context
-from bevel.passes.fitting.layers import Layer, layers
+from bevel.passes.fitting.layers import Layer, layers, rounded
 from bevel.passes.fitting.moments import moments
 from bevel.passes.fitting.second_order import SecondOrder
 
@@ -122,13 +122,13 @@ def _asked(layer: Layer, only: Sequence[str], skip: Sequence[str]) -> bool:
 
 
 def walk(
-    model: ir.Model, found: Sequence[Layer], context: Context, samples: int
+    model: ir.Model, found: Sequence[Layer], context: Context, *, looks: bool
 ) -> Iterator[tuple[Layer, Array | None]]:
-    """Yield the layers, each with the second moments of its inputs as they are by then; None without samples."""
-    if not samples:
+    """Yield the layers, each with the second moments of its inputs as they are by then, if `looks`."""
+    if not looks:
         yield from ((layer, None) for layer in found)
         return
-    for layer, moment in moments(model, found, context, samples):
+    for layer, moment in moments(model, found, context):
         yield layer, moment.second
 
 
@@ -137,29 +137,21 @@ def orders(second: Array | None) -> list[SecondOrder]:
     return [] if second is None else [SecondOrder(group) for group in second]
 
 
-def matrices(layer: Layer, tensor: ir.TensorProtocol) -> Array:
-    """Return a weight as `[groups, out, in]` of double precision, the caller's own."""
-    with content(tensor) as array:
-        return np.array(layer.matrices(array), np.float64)
-
-
 def put(layer: Layer, weights: Array) -> None:
     """Give a layer weights `[groups, out, in]`, rounded to the type it has."""
     tensor, name = tensor_of(layer), layer.weight.name
-    array = np.ascontiguousarray(layer.array(weights).astype(tensor.dtype.numpy()))
-    layer.weight.const_value = ir.Tensor(array, dtype=tensor.dtype, name=name)
+    layer.weight.const_value = ir.Tensor(rounded(tensor, layer.array(weights)), dtype=tensor.dtype, name=name)
 
 
 def put_lazily(layer: Layer, compute: Callable[[Array], Array]) -> None:
     """Give a layer weights that are computed from the ones it has when they are read."""
     tensor, name = tensor_of(layer), layer.weight.name
-    dtype, kind = tensor.dtype, tensor.dtype.numpy()
 
     def read() -> ir.TensorProtocol:
-        array = layer.array(compute(matrices(layer, tensor))).astype(kind)
-        return ir.Tensor(np.ascontiguousarray(array), dtype=dtype, name=name)
+        array = rounded(tensor, layer.array(compute(layer.content(tensor))))
+        return ir.Tensor(array, dtype=tensor.dtype, name=name)
 
-    layer.weight.const_value = ir.LazyTensor(read, dtype=dtype, shape=ir.Shape(tensor.shape.numpy()), name=name)
+    layer.weight.const_value = ir.LazyTensor(read, dtype=tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name)
 
 
 def tensor_of(layer: Layer) -> ir.TensorProtocol:
