@@ -55,6 +55,11 @@ def importances() -> Registry:
     return Registry("bevel.importances", "importance")
 
 
+def formats() -> Registry:
+    """Return every installed format of quantized numbers by name."""
+    return Registry("bevel.formats", "format")
+
+
 def rules() -> Registry:
     """Return the installed modules of operator rules by name; loading one registers its rules."""
     return Registry("bevel.rules", "set of rules")

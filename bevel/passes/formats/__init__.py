@@ -1,0 +1,22 @@
+"""Formats of quantized numbers: a grid or codebook and the scale of a block; found by name in `bevel.formats`.
+
+>>> from bevel.passes.formats import block_format
+>>> block_format("int4").bits(32)
+5.0
+>>> block_format("bfp4").bits(64)
+4.125
+"""
+
+from bevel.errors import UsageError
+from bevel.passes.formats.base import Format, Grid
+from bevel.registry import formats
+
+__all__ = ["Format", "Grid", "block_format"]
+
+
+def block_format(name: str) -> Format:
+    """Return an installed format; a name that is not there is a `UsageError` with the nearest one."""
+    found = formats()[name]
+    if not isinstance(found, Format):
+        raise UsageError(f"{name!r} is no format, but {type(found).__name__}", where=formats().origin(name))
+    return found

@@ -1,0 +1,81 @@
+"""Cut an array into blocks of consecutive entries along an axis, and put it together again.
+
+The blocks of an array are `[outer, blocks, block, inner]`: what stands before the axis, the blocks, the entries of one,
+and what stands after the axis. Entries of a block are along axis -2, so that whatever is done to all blocks is done to
+long rows where the axis is not the last.
+"""
+
+from collections.abc import Iterator
+from itertools import product
+from math import ceil, prod
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+
+from bevel.errors import UsageError
+
+Array = np.ndarray[Any, Any]
+Part: TypeAlias = tuple[slice, slice, slice, slice]
+
+ENTRIES: Final = -2
+"""The axis of a block's entries."""
+
+# Elements handled at once: with their temporaries they stay in the second-level cache.
+PART: Final = 1 << 16
+
+
+def split(array: Array, axis: int | None, block: int) -> Array:
+    """Return the blocks of an array; the last is filled up with zeros, and copied only if it has to be.
+
+    No axis means the array as one row, block 0 the whole axis.
+
+    >>> split(np.arange(6.0).reshape(2, 3), 1, 2)[1, :, :, 0].tolist()
+    [[3.0, 4.0], [5.0, 0.0]]
+    """
+    outer, count, inner = extents(array.shape, axis)
+    size = block_size(count, block)
+    rows = array.reshape(outer, count, inner)
+    if missing := -count % size:
+        rows = np.pad(rows, ((0, 0), (0, missing), (0, 0)))
+    return rows.reshape(outer, -1, size, inner)
+
+
+def join(blocks: Array, shape: tuple[int, ...], axis: int | None) -> Array:
+    """Return the array of some shape that has these blocks; the way back of `split`.
+
+    >>> join(split(np.arange(6.0), 0, 4), (6,), 0).tolist()
+    [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    """
+    outer, count, inner = extents(shape, axis)
+    return blocks.reshape(outer, -1, inner)[:, :count].reshape(shape)
+
+
+def extents(shape: tuple[int, ...], axis: int | None) -> tuple[int, int, int]:
+    """Return the sizes before an axis, along it and after it."""
+    if axis is None:
+        return 1, prod(shape), 1
+    if not -len(shape) <= axis < len(shape):
+        raise UsageError(f"there is no axis {axis} in an array of shape {shape}")
+    axis %= len(shape)
+    return prod(shape[:axis]), shape[axis], prod(shape[axis + 1 :])
+
+
+def block_size(count: int, block: int) -> int:
+    """Return how many entries a block has along an axis of `count`; refuse a negative number."""
+    if block < 0:
+        raise UsageError(f"a block cannot have {block} entries", remedy="0 stands for the whole axis")
+    return max(min(block or count, count), 1)
+
+
+def parts(shape: tuple[int, ...]) -> Iterator[Part]:
+    """Yield slices that together cover an array of blocks; each takes whole blocks, and about `PART` elements."""
+    outer, blocks, block, inner = shape
+    wide = min(inner, max(PART // max(block, 1), 1)) or 1
+    many = min(blocks, max(PART // max(block * wide, 1), 1)) or 1
+    deep = min(outer, max(PART // max(block * wide * many, 1), 1)) or 1
+    for i, j, k in product(range(ceil(outer / deep)), range(ceil(blocks / many)), range(ceil(inner / wide))):
+        yield slice(i * deep, (i + 1) * deep), slice(j * many, (j + 1) * many), slice(None), _run(k, wide)
+
+
+def _run(index: int, size: int) -> slice:
+    return slice(index * size, (index + 1) * size)
