@@ -1,0 +1,1 @@
+"""What puts channels in an order, and what an order is worth."""
