@@ -149,33 +149,38 @@ def _checked(analysis: Analysis, indices: Indices, kind: Freedom) -> dict[Group,
 def _index_initializer(
     value: ir.Value, axes: tuple[Axis, ...], taken: Mapping[Dim, np.ndarray], resize: Resize
 ) -> list[Write]:
-    changed = {place: entries(axis, taken) for place, axis in enumerate(axes) if holds(axis, taken)}
-    source = value.const_value
-    if not changed or source is None:
+    if value.const_value is None:
         return []
-    shape = ir.Shape([len(changed[place]) if place in changed else axis.size for place, axis in enumerate(axes)])
     parts = {
-        place: Cut(axes[place].size, index.copy(), (Change.of(axes[place], resize.of),))
-        for place, index in changed.items()
+        place: Cut(axis.size, entries(axis, taken), (Change.of(axis, resize.of),))
+        for place, axis in enumerate(axes)
+        if holds(axis, taken)
     }
+    return [partial(take_places, value, parts)] if parts else []
+
+
+def take_places(value: ir.Value, parts: Mapping[int, Cut]) -> None:
+    """Take places of an initializer along some of its axes, lazily, and note what was taken."""
+    source = value.const_value
+    assert source is not None
+    indices = {axis: cut.kept.copy() for axis, cut in parts.items()}
+    sizes = source.shape.numpy()
+    shape = ir.Shape([len(indices[axis]) if axis in indices else size for axis, size in enumerate(sizes)])
 
     def take() -> ir.TensorProtocol:
         with content(source) as array:
-            for place, index in changed.items():
-                array = np.take(array, index, axis=place)
+            for axis, index in indices.items():
+                array = np.take(array, index, axis=axis)
         if source.dtype is ir.DataType.STRING:
             return ir.StringTensor(array, shape=shape, name=value.name)
         return ir.Tensor(array, dtype=source.dtype, shape=shape, name=value.name)
 
-    def write() -> None:
-        if source.dtype is ir.DataType.STRING:  # a lazy tensor does not know how large strings are
-            value.const_value = take()
-        else:
-            value.const_value = ir.LazyTensor(take, dtype=source.dtype, shape=shape, name=value.name)
-        value.shape = shape
-        record(value, parts)
-
-    return [write]
+    if source.dtype is ir.DataType.STRING:  # a lazy tensor does not know how large strings are
+        value.const_value = take()
+    else:
+        value.const_value = ir.LazyTensor(take, dtype=source.dtype, shape=shape, name=value.name)
+    value.shape = shape
+    record(value, parts)
 
 
 def _follow_shape(value: ir.Value, axes: tuple[Axis, ...], resize: Resize) -> None:

@@ -1,0 +1,199 @@
+"""Orders within: every head puts its channels in an order of its own.
+
+To the analysis the channels of a head are one dimension, which all heads share, so that `permute` gives all of them one
+order. Where nodes treat each head by itself, more is allowed:
+
+    q  b s (h d)    k  b t (h d)    q k  b h s t      each head h may order its d, in q as in k
+
+That holds if a head is part of all that has the channels, and if places of channels that a node treats as one lie in
+the same head: a rotation whose angles all heads share does not pass, nor does the product of each head with each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+
+from bevel.errors import EditRefused
+from bevel.ir.axes import Axis, Dim, Product, Sum, atoms, paths, resolve
+from bevel.ir.change import Change
+from bevel.ir.coupling import Freedom
+from bevel.ir.edit import take_places
+from bevel.ir.groups import Analysis, Group
+from bevel.ir.record import Cut
+from bevel.ir.resize import Write
+from bevel.ir.site import Axes, Site
+from bevel.ir.strands import Occurrence, alternatives, occurrences, strands
+
+
+def host(analysis: Analysis, group: Group) -> Group | None:
+    """Return the group (heads) each of whose entries may put the entries of `group` in an order of its own, if any."""
+    if not group.allows(Freedom.PERMUTE):
+        return None
+    by_dim = {each.dim: each for each in analysis.groups}
+    for outer in _outer(analysis, group):
+        found = by_dim.get(outer)
+        if found is not None and found.allows(Freedom.SELECT) and _Nodes(analysis, group.dim, outer).agree():
+            return found
+    return None
+
+
+def permute_within(analysis: Analysis, orders: Mapping[str, np.ndarray]) -> None:
+    """Reorder groups head by head: entry `i` of head `h` becomes what was its entry `orders[h, i]`.
+
+    `orders` maps group names to permutations `[heads, size]`, heads being the entries of the group's `host`. The
+    function stays the same. Raises `EditRefused` where a group has no host.
+    """
+    fibres = [_fibre(analysis, analysis[name], np.asarray(found, np.int64)) for name, found in orders.items()]
+    writes: list[Write] = []
+    for value, axes in analysis.facts.axes.items():
+        if axes and value.is_initializer() and value.const_value is not None:
+            writes.extend(_writes(value, axes, fibres))
+    for write in writes:
+        write()
+
+
+@dataclass(frozen=True)
+class Fibre:
+    """A dimension, that of the heads it lies in, and the order of each: `[heads, size]`."""
+
+    inner: Dim
+    outer: Dim
+    orders: np.ndarray
+
+    def moved(self, axis: Axis) -> np.ndarray:
+        """Return by how far each place of an axis lies from the one that it is taken from.
+
+        >>> from bevel.ir.axes import product
+        >>> heads, width = Dim(2), Dim(2)
+        >>> Fibre(width, heads, np.array([[0, 1], [1, 0]])).moved(product(heads, width))
+        array([ 0,  0,  1, -1])
+        """
+        moves = np.zeros(axis.size, np.int64)
+        hosts = [path for path, dim in paths(axis) if dim is self.outer]
+        for path, dim in paths(axis):
+            if dim is self.inner:
+                (head,) = [other for other in hosts if not alternatives(axis, path, other)]
+                entry, stride = _coordinate(axis, path)
+                heads, _ = _coordinate(axis, head)
+                here = entry >= 0
+                moves[here] += (self.orders[heads[here], entry[here]] - entry[here]) * stride
+        return moves
+
+
+def _fibre(analysis: Analysis, group: Group, orders: np.ndarray) -> Fibre:
+    outer = host(analysis, group)
+    if outer is None:
+        raise EditRefused(
+            "its entries cannot be ordered head by head: there are no heads, or something ties them together",
+            where=f"group {group.name!r}",
+            remedy="give all heads one order: permute",
+        )
+    if orders.shape != (outer.size, group.size) or not (np.sort(orders, 1) == np.arange(group.size)).all():
+        raise EditRefused(
+            f"the orders are no permutations of {group.size} entries for each of {outer.size} heads",
+            where=f"group {group.name!r}",
+        )
+    return Fibre(group.dim, outer.dim, orders)
+
+
+def _writes(value: ir.Value, axes: Axes, fibres: Sequence[Fibre]) -> Iterator[Write]:
+    """Prepare the new content of an initializer."""
+    parts: dict[int, Cut] = {}
+    for place, axis in enumerate(axes):
+        dims = set(atoms(axis))
+        moves = [fibre.moved(axis) for fibre in fibres if fibre.inner in dims]
+        if moves:
+            order = np.arange(axis.size) + sum(moves)
+            parts[place] = Cut(axis.size, order, (Change.of(axis, lambda each: each.size),))
+    if parts:
+        yield partial(take_places, value, parts)
+
+
+def _outer(analysis: Analysis, group: Group) -> Iterator[Dim]:
+    """Yield the dimensions that stand before a group's in some product, the nearest first."""
+    for member in group.members:
+        axis = (analysis.axes(member.value) or ())[member.axis]
+        before: list[Dim] = []
+        for place in member.path:
+            axis = resolve(axis)
+            if isinstance(axis, Product):
+                before.extend(each for factor in axis.factors[:place] for each in atoms(factor))
+            assert not isinstance(axis, Dim)
+            axis = (axis.factors if isinstance(axis, Product) else axis.terms)[place]
+        yield from reversed(before)
+
+
+@dataclass
+class _Nodes:
+    """The nodes that have a dimension: do they keep the heads it lies in apart?"""
+
+    analysis: Analysis
+    inner: Dim
+    outer: Dim
+
+    def agree(self) -> bool:
+        """Say whether heads are apart at every node and in every initializer."""
+        graph = self.analysis.model.graph
+        nodes = [node for node in ir.traversal.RecursiveGraphIterator(graph) if self._has(node)]
+        weights = [value for value in self.analysis.facts.axes if value.is_initializer()]
+        return all(map(self._one_axis, weights)) and all(map(self._apart, nodes))
+
+    def _has(self, node: ir.Node) -> bool:
+        values = (*node.inputs, *node.outputs)
+        return any(self.inner in atoms(axis) for value in values if value for axis in self.analysis.axes(value) or ())
+
+    def _one_axis(self, value: ir.Value) -> bool:
+        """Say whether an initializer has heads and channels on one axis, wherever it has channels."""
+        found = [each for each, dim in occurrences(value, self.analysis.facts) if dim is self.inner]
+        heads = [self._head(each) for each in found]
+        return all(head is not None and head.axis == each.axis for head, each in zip(heads, found, strict=True))
+
+    def _apart(self, node: ir.Node) -> bool:
+        """Say whether places that a node treats as one lie in heads that it treats as one."""
+        site = Site(node, self.analysis.facts, self.analysis.model.opset_imports.get(node.domain, 1))
+        found = strands(site)
+        strand_of = {each: strand for strand in found if strand.dim is self.outer for each in strand.occurrences}
+        for strand in found:
+            if strand.dim is self.inner:
+                heads = [self._head(each) for each in strand.occurrences]
+                hosts = [None if head is None else strand_of.get(head) for head in heads]
+                if strand.fixed or any(each is None or each.fixed or each is not hosts[0] for each in hosts):
+                    return False
+        return True
+
+    def _head(self, place: Occurrence) -> Occurrence | None:
+        """Return the one place of the heads that a place of the channels lies in."""
+        axes = self.analysis.axes(place.value) or ()
+        found = [
+            each
+            for each, dim in occurrences(place.value, self.analysis.facts)
+            if dim is self.outer
+            and not (each.axis == place.axis and alternatives(axes[place.axis], each.path, place.path))
+        ]
+        return found[0] if len(found) == 1 else None
+
+
+def _coordinate(axis: Axis, path: tuple[int, ...]) -> tuple[np.ndarray, int]:
+    """Return which entry of the dimension at a path each place of an axis holds, or -1, and how far entries are apart.
+
+    >>> from bevel.ir.axes import product, total
+    >>> _coordinate(product(Dim(2), total(Dim(2), Dim(1))), (1, 0))
+    (array([ 0,  1, -1,  0,  1, -1]), 1)
+    """
+    axis = resolve(axis)
+    if isinstance(axis, Dim):
+        return np.arange(axis.size), 1
+    first, *rest = path
+    if isinstance(axis, Sum):
+        entries, stride = _coordinate(axis.terms[first], tuple(rest))
+        before = sum(term.size for term in axis.terms[:first])
+        return np.pad(entries, (before, axis.size - before - len(entries)), constant_values=-1), stride
+    entries, stride = _coordinate(axis.factors[first], tuple(rest))
+    after = int(np.prod([factor.size for factor in axis.factors[first + 1 :]], dtype=np.int64))
+    outer = axis.size // after // len(entries)
+    return np.tile(np.repeat(entries, after), outer), stride * after
