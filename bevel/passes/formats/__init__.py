@@ -8,10 +8,10 @@
 """
 
 from bevel.errors import UsageError
-from bevel.passes.formats.base import Format, Grid
+from bevel.passes.formats.base import Format, Grid, Quantized
 from bevel.registry import formats
 
-__all__ = ["Format", "Grid", "block_format"]
+__all__ = ["Format", "Grid", "Quantized", "block_format"]
 
 
 def block_format(name: str) -> Format:

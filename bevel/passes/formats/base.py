@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from bevel.passes.formats.blocks import join, parts, split
+from bevel.errors import UsageError
+from bevel.passes.formats.blocks import ENTRIES, block_size, extents, join, parts, split
 
 Array = np.ndarray[Any, Any]
+
+BYTE = 8
 
 
 @dataclass(frozen=True)
@@ -18,13 +21,18 @@ class Grid:
     scale: Array
     zero: Array | None = None
 
+    def __getitem__(self, part: Any) -> "Grid":
+        """Return the grid of some of the blocks."""
+        return Grid(self.scale[part], None if self.zero is None else self.zero[part])
+
 
 @dataclass(frozen=True)
 class Format(ABC):
     """A set of codes and the rule for a block's scale.
 
-    Elements come as blocks `[outer, blocks, block, inner]`, a block's entries along axis -2, in single precision;
-    `code_bits`, `scale_bits` and `zero_bits` are what an element and a block take when they are stored.
+    Elements come as blocks `[outer, blocks, block, inner]`, a block's entries along axis -2, in single precision. Codes
+    are whole numbers from 0 on, in bytes. `code_bits`, `scale_bits` and `zero_bits` are what an element and a block
+    take when they are stored.
     """
 
     name: str
@@ -32,13 +40,18 @@ class Format(ABC):
     scale_bits: int
     zero_bits: int = 0
 
+    @property
+    @abstractmethod
+    def levels(self) -> Array:
+        """What the codes stand for, one after the other, before zero point and scale."""
+
     @abstractmethod
     def grid(self, blocks: Array, base: float = 1.0) -> Grid:
         """Return the grid `[outer, blocks, 1, inner]` that fits blocks without a search."""
 
     @abstractmethod
     def codes(self, blocks: Array, grid: Grid) -> Array:
-        """Return the nearest code of each element, as small integers."""
+        """Return the nearest code of each element."""
 
     @abstractmethod
     def values(self, codes: Array, grid: Grid) -> Array:
@@ -48,6 +61,10 @@ class Format(ABC):
         """Return the factor that all scales of an array share; 1 in formats without one."""
         return 1.0
 
+    def scales(self, base: float) -> Array | None:
+        """Return the scales there are, ascending, where they are stored as codes of a byte; None where as floats."""
+        return None
+
     def bits(self, block: int) -> float:
         """Return the mean bits an element takes in blocks of so many, scale and zero point included.
 
@@ -55,16 +72,91 @@ class Format(ABC):
         """
         return self.code_bits + ((self.scale_bits + self.zero_bits) / block if block else 0.0)
 
-    def round_trip(self, array: Array, axis: int | None, block: int) -> Array:
-        """Return an array as it is after quantization to the nearest codes, in blocks along an axis.
+    def encode(self, array: Array, axis: int | None, block: int) -> "Quantized":
+        """Return the nearest codes of an array, in blocks along an axis.
 
         The last block may be short; block 0 is the whole axis, no axis the array as one row.
         """
-        shape, base = array.shape, self.base(array)
+        base = self.base(array)
+        blocks = split(array, axis, block)
+        codes, scale, zero = np.empty(blocks.shape, np.uint8), np.empty(_of_blocks(blocks), np.float32), None
+        for part in parts(blocks.shape):
+            piece = blocks[part].astype(np.float32, copy=False)
+            grid = self.grid(piece, base)
+            codes[part], scale[part] = self.codes(piece, grid), grid.scale
+            if grid.zero is not None:
+                zero = np.empty(scale.shape, np.uint8) if zero is None else zero
+                zero[part] = grid.zero
+        return self.assemble(codes, Grid(scale, zero), array.shape, axis, base)
+
+    def assemble(self, codes: Array, grid: Grid, shape: tuple[int, ...], axis: int | None, base: float) -> "Quantized":
+        """Return the codes and the grid of blocks as the quantized array that they are."""
+        zero = None if grid.zero is None else grid.zero.astype(np.uint8).squeeze(ENTRIES)
+        scale = grid.scale.squeeze(ENTRIES)
+        return Quantized(self, join(codes, shape, axis), scale, zero, axis, codes.shape[ENTRIES], base)
+
+    def round_trip(self, array: Array, axis: int | None, block: int) -> Array:
+        """Return an array as it is after quantization to the nearest codes, in blocks along an axis, as `encode`."""
+        base = self.base(array)
         blocks = split(array, axis, block)
         result = np.empty(blocks.shape, np.float32)
         for part in parts(blocks.shape):
-            piece = blocks[part].astype(np.float32)
+            piece = blocks[part].astype(np.float32, copy=False)
             grid = self.grid(piece, base)
             result[part] = self.values(self.codes(piece, grid), grid)
-        return join(result, shape, axis)
+        return join(result, array.shape, axis)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """An array in a format: a code for each element, in its place, and scale and zero point of each block.
+
+    `scale` and `zero` are `[outer, blocks, inner]`, as in `bevel.passes.formats.blocks`; `base` is in the scales.
+    """
+
+    format: Format
+    codes: Array
+    scale: Array
+    zero: Array | None
+    axis: int | None
+    block: int
+    base: float = 1.0
+
+    def __post_init__(self) -> None:
+        outer, count, inner = extents(self.codes.shape, self.axis)
+        blocks = -(-count // block_size(count, self.block))
+        if self.scale.shape != (outer, blocks, inner):
+            raise UsageError(f"scales of shape {self.scale.shape}, not {(outer, blocks, inner)}")
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of the blocks, as it broadcasts against their elements."""
+        zero = None if self.zero is None else np.expand_dims(self.zero.astype(np.float32), ENTRIES)
+        return Grid(np.expand_dims(self.scale, ENTRIES), zero)
+
+    def decode(self) -> Array:
+        """Return what the codes stand for, in single precision."""
+        blocks, grid = split(self.codes, self.axis, self.block), self.grid
+        result = np.empty(blocks.shape, np.float32)
+        for part in parts(blocks.shape):
+            before, some, _, inner = part
+            result[part] = self.format.values(blocks[part], grid[before, some, :, inner])
+        return join(result, self.codes.shape, self.axis)
+
+    @property
+    def scale_codes(self) -> Array | None:
+        """Which of the format's scales each is, where it stores codes of them."""
+        known = self.format.scales(self.base)
+        return None if known is None else np.searchsorted(known, self.scale).astype(np.uint8)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, scales and zero points when they are packed as tight as the format allows."""
+        bits = self.codes.size * self.format.code_bits
+        blocks = self.scale.size * (self.format.scale_bits + self.format.zero_bits)
+        return -(-bits // BYTE) + -(-blocks // BYTE)
+
+
+def _of_blocks(blocks: Array) -> tuple[int, ...]:
+    outer, count, _, inner = blocks.shape
+    return outer, count, 1, inner
