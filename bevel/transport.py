@@ -21,6 +21,7 @@ from bevel.errors import UnsupportedModel
 from bevel.ir.axes import Axis, Dim, Product, resolve
 from bevel.ir.coupling import Freedom
 from bevel.ir.groups import Analysis, analyse
+from bevel.ir.mixing import keeping_mean
 from bevel.ir.symmetry import MOTIONS, Motion
 
 CONDITION: Final = 4
@@ -156,7 +157,7 @@ def _powers(claims: Sequence[Claim], kind: Freedom, random: np.random.Generator)
     """Draw a matrix for each motion, and return its powers where the motion has them."""
     found: dict[str, dict[int, dict[tuple[int, ...], Array]]] = {}
     for dim, motion in claims:
-        matrix = _matrix(kind, dim.size, random)
+        matrix = _matrix(kind, dim.size, random, keeps_mean=motion.keeps_mean)
         inverse = np.linalg.inv(matrix).T
         for (value, axis, path), power in motion.exponents.items():
             placed = found.setdefault(value.name or "", {}).setdefault(axis, {})
@@ -165,11 +166,11 @@ def _powers(claims: Sequence[Claim], kind: Freedom, random: np.random.Generator)
     return found
 
 
-def _matrix(kind: Freedom, size: int, random: np.random.Generator) -> Array:
+def _matrix(kind: Freedom, size: int, random: np.random.Generator, *, keeps_mean: bool) -> Array:
     """Draw a diagonal of powers of two that differ, an orthogonal matrix, or any with a bounded condition number."""
     left, right = (np.linalg.qr(random.standard_normal((size, size)))[0] for _ in range(2))
     if kind is Freedom.ROTATE:
-        return left
+        return keeping_mean(left) if keeps_mean else left
     if kind is Freedom.LINEAR:
         return np.asarray(left * np.geomspace(CONDITION**-0.5, CONDITION**0.5, size) @ right)
     return np.diag(np.roll(np.resize([0.5, 2.0], size), random.integers(2)))

@@ -5,6 +5,7 @@ between axes:
 
     y = a + b                terms of one operand each          Add, Sum, Mean
     y = a @ b + c            a product and an addend            MatMul, Gemm, Conv
+    y = x * x                an operand twice                   Pow
     y = norm(x) * g + b      x is in no term                    LayerNormalization
 
 An operand that stands in no term has to stay as it is. Without terms nothing passes: that holds for every operator of
@@ -34,7 +35,8 @@ class Action:
     lie side by side instead of being added. `positive`: the operator is linear for positive factors only, as Relu is,
     and each entry on its own. `outputs` says how many outputs follow the terms, if not all; `blind`, that the operator
     reads sizes and never numbers; `turned`, which operand it divides by its root mean square, so that a rotation of
-    that operand comes out again.
+    that operand comes out again; `centred`, that it takes the mean off first, so that only a rotation does that keeps
+    the mean.
     """
 
     terms: tuple[Term, ...] | Literal["each", "all"] = ()
@@ -43,6 +45,7 @@ class Action:
     outputs: int | None = None
     blind: bool = False
     turned: int | None = None
+    centred: bool = False
 
     def terms_of(self, given: Sequence[int]) -> list[Term]:
         """List the terms of a node with the given inputs."""
@@ -70,3 +73,5 @@ CHOSEN = Action((Term((1,)), Term((2,))))  # by the first operand
 GAINED = Action((Term((1,)), Term((2,))), outputs=1)  # the first operand is normalised, then multiplied and shifted
 SHIFTED = Action((Term((0, 1)), Term((3, 1)), Term((2,))))  # (x - mean) * gain * constant + bias
 ROOT_MEAN_SQUARE = Action((Term((1,)),), outputs=1, turned=0)
+CENTRED = Action((Term((1,)), Term((2,))), outputs=1, turned=0, centred=True)
+SQUARED = Action((Term((0, 0)),))

@@ -14,6 +14,7 @@ from bevel.ir.action import (
     LINEAR,
     MULTIPLIED,
     NONLINEAR,
+    SQUARED,
     Action,
 )
 from bevel.ir.coupling import Coupling, Freedom, rule
@@ -37,15 +38,22 @@ def pointwise(site: Site) -> None:
     site.set(0, site.axes(0))
 
 
+def power(site: Site) -> Action:
+    """A square is a product; other powers are not linear in anything."""
+    exponent = site.value(1).const_value
+    return SQUARED if exponent is not None and exponent.size == 1 and exponent.numpy().item() == 2 else NONLINEAR
+
+
 @rule("Add", "Mean", "Sub", "Sum", acts=ADDED)
 @rule("Max", "Min", acts=LARGEST)
 @rule("Mul", acts=MULTIPLIED)
 @rule("Div", acts=DIVIDED)
 @rule("PRelu", acts=HOMOGENEOUS)
 @rule("Where", acts=CHOSEN)
+@rule("Pow", acts=power)
 @rule(
     *("And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Equal", "Greater", "GreaterOrEqual", "Less"),
-    *("LessOrEqual", "Mod", "Or", "Pow", "StringConcat", "Xor"),
+    *("LessOrEqual", "Mod", "Or", "StringConcat", "Xor"),
 )
 def broadcasting(site: Site) -> None:
     """State that operands are aligned at the right; axes of size one do not join."""

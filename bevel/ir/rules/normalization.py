@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bevel.ir.action import GAINED, NONLINEAR, ROOT_MEAN_SQUARE, SHIFTED, Action
+from bevel.ir.action import CENTRED, GAINED, NONLINEAR, ROOT_MEAN_SQUARE, SHIFTED, Action
 from bevel.ir.axes import ONE
 from bevel.ir.coupling import Coupling, Freedom, rule
 from bevel.ir.rules.spatial import spatial
@@ -11,7 +11,7 @@ from bevel.ir.site import Opaque, Site
 STATISTICS = "its statistics run over it"
 
 
-@rule("LayerNormalization", acts=GAINED)
+@rule("LayerNormalization", acts=CENTRED)
 @rule("RMSNormalization", acts=ROOT_MEAN_SQUARE)
 def layer_normalization(site: Site) -> None:
     """Normalise over the axes from `axis` on; gain and bias have those axes."""
