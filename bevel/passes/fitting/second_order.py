@@ -49,6 +49,11 @@ class Damped:
         solution: Array = cho_solve(self._factor, right, check_finite=False)
         return solution
 
+    @property
+    def root(self) -> Array:
+        """The lower triangular `L` of which the matrix is `L L^T`."""
+        return np.asarray(np.tril(self._factor[0]))
+
 
 class SecondOrder:
     """The damped second moment `[n, n]` of a layer's input, and what follows from it.
