@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from bevel.passes.base import Exact, Lossy, Masked, Pass, Preserving, Promise
     from bevel.passes.pipeline import optimize
     from bevel.passes.verify import verify
+    from bevel.selection import select_finetune
 
 __all__ = [
     "BevelError",
@@ -46,6 +47,7 @@ __all__ = [
     "plan",
     "rule",
     "save",
+    "select_finetune",
     "to_torch",
     "verify",
 ]
@@ -63,6 +65,7 @@ _HOMES = {
     "plan": "bevel.ir.plan",
     "rule": "bevel.ir.coupling",
     "save": "bevel.backends.files",
+    "select_finetune": "bevel.selection",
     "to_torch": "bevel.modules",
     "verify": "bevel.passes.verify",
 }

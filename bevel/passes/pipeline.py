@@ -110,7 +110,7 @@ class _Run:
         self.max_error = max_error
         self.hooks = hooks
         self.steps: list[Step] = []
-        self.calibration = _calibration(calibration, model, seed)
+        self.calibration = calibration_of(calibration, model, seed)
         self.first: Observation | None = None
         self.latest: Observation | None = None
         if verify:
@@ -240,7 +240,7 @@ class _Boundary:
             ) from error
 
 
-def _calibration(source: Source | Calibration | None, model: ir.Model, seed: int) -> Calibration:
+def calibration_of(source: Source | Calibration | None, model: ir.Model, seed: int) -> Calibration:
     """Return the inputs; without a source they are made up when first asked for."""
     if source is not None:
         return source if isinstance(source, Calibration) else Calibration.of(source, model)
