@@ -250,6 +250,15 @@ def test_of_a_fused_projection_the_values_are_trained():
     selection.merged()
 
 
+def test_values_that_are_one_with_queries_and_keys_are_refused():
+    text = FUSED.replace("int64[4] heads", "int64[5] five = {0, -1, 3, 4, 2}, int64[4] heads")
+    text = text.replace("a = MatMul (x, qkv)", "b = MatMul (x, qkv) a = Reshape (b, five)")
+    model = graph(text, {"qkv": (8, 24), "wo": (8, 8)})
+    with pytest.raises(EditRefused, match=r"weight 'qkv': queries, keys and values cannot be told apart"):
+        select_finetune(model, down=0, value=0.5)
+    trained(select_finetune(model, down=0, out=0.5)).merged()
+
+
 def test_an_importance_chooses_from_either_end():
     model = gated()
     down = model.graph.initializers["down"]

@@ -151,6 +151,19 @@ def _chosen(found: Sequence[Unit], shares: Mapping[str, float], take: _Draw | _R
         for name in (written, read):
             if shares[name] and not of_kind:
                 raise EditRefused(f"it has no {kind} that can be trained apart", where="model", remedy=f"set {name}=0")
+        if shares["value"]:
+            _refuse_mixed(of_kind)
         parts = zip(of_kind, take(of_kind, shares[written]), take(of_kind, shares[read]), strict=True)
         chosen += [Chosen(*each) for each in parts]
     return [each for each in chosen if len(each.written) or len(each.read)]
+
+
+def _refuse_mixed(found: Sequence[Unit]) -> None:
+    """Refuse to train values that are one with queries and keys."""
+    for unit in found:
+        if unit.mixed is not None:
+            raise EditRefused(
+                "queries, keys and values cannot be told apart in it",
+                where=f"weight {unit.mixed.layer.weight.name!r}",
+                remedy="set value=0: `out` trains heads where they are read",
+            )

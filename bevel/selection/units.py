@@ -30,6 +30,12 @@ class Side:
     axis: int
     owners: Array
 
+    @property
+    def parts(self) -> int:
+        """How many times an entry occurs in the axis: gate and up in one matrix are two."""
+        is_last = self.owners == self.owners.max()
+        return int(np.count_nonzero(np.diff(is_last.astype(int), prepend=0) == 1))
+
 
 @dataclass(frozen=True, eq=False)
 class Unit:
@@ -42,6 +48,11 @@ class Unit:
     kind: Kind
     writers: tuple[Side, ...]
     reader: Side
+
+    @property
+    def mixed(self) -> Side | None:
+        """A matrix of queries, keys and values in which the values cannot be told from the others, if there is one."""
+        return next((side for side in self.writers if self.kind == "heads" and side.parts > 1), None)
 
 
 def units(analysis: Analysis, only: Sequence[str] = (), skip: Sequence[str] = ()) -> list[Unit]:
