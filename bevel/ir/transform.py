@@ -68,9 +68,13 @@ def transform(model: ir.Model | Analysis, matrices: Matrices) -> None:
 def move(analysis: Analysis, moves: Sequence[Move]) -> None:
     """Carry out moves, one after the other; refuses before the first write."""
     for each in moves:
-        _check(each)
-    gains = {gain: each.group for each in moves for gain in each.motion.folds}
-    _write(analysis, [*(_fold(group, gain, gains) for gain, group in gains.items()), *moves])
+        check(each)
+    _write(analysis, [*_folds([(each.group, each.motion) for each in moves]), *moves])
+
+
+def fold(analysis: Analysis, motions: Sequence[tuple[Group, Motion]]) -> None:
+    """Fold the gains that stand in the way of rotations into what follows them, and turn nothing yet."""
+    _write(analysis, _folds(motions))
 
 
 def find(analysis: Analysis, key: str, kind: Freedom) -> tuple[Group, Motion, int]:
@@ -128,9 +132,10 @@ def _word(kind: Freedom) -> str:
     return (kind.name or "").lower()
 
 
-def _check(each: Move) -> None:
-    """Refuse what is no factor or matrix of the kind that the motion is for."""
+def check(each: Move) -> None:
+    """Raise `EditRefused` for what is no factor or matrix of the kind that a motion is for, or a gain that stays."""
     factor, where = each.factor, f"group {each.group.name!r}"
+    _folds([(each.group, each.motion)])
     if not np.isfinite(factor).all():
         raise EditRefused("some factors are not finite", where=where)
     if factor.ndim == 1:
@@ -149,6 +154,12 @@ def _check(each: Move) -> None:
             where=where,
             remedy="bevel.ir.mixing.keeping_mean makes one of any orthogonal matrix",
         )
+
+
+def _folds(motions: Sequence[tuple[Group, Motion]]) -> list[Move]:
+    """Return the scales that make the gains of motions ones."""
+    gains = {gain: group for group, motion in motions for gain in motion.folds}
+    return [_fold(group, gain, gains) for gain, group in gains.items()]
 
 
 def _fold(group: Group, gain: ir.Value, gains: Collection[ir.Value]) -> Move:

@@ -253,6 +253,6 @@ def test_a_tensor_that_is_forgotten_shows(missed: str) -> None:
 def test_a_rotation_that_moves_the_mean_shows(monkeypatch) -> None:
     model = graph(STREAM, STREAM_WEIGHTS)
     expected = outputs(model, FEED)
-    monkeypatch.setattr(room, "_check", lambda each: None)
+    monkeypatch.setattr(room, "check", lambda each: None)
     rotate(model, {"table[1]": np.linalg.qr(np.random.default_rng(1).standard_normal((8, 8)))[0]})
     assert difference(outputs(model, FEED), expected) > 1e-2

@@ -1,0 +1,1 @@
+"""Which rotation a dimension gets."""
