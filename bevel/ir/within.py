@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -35,7 +36,7 @@ def host(analysis: Analysis, group: Group) -> Group | None:
     if not group.allows(Freedom.PERMUTE):
         return None
     by_dim = {each.dim: each for each in analysis.groups}
-    for outer in _outer(analysis, group):
+    for outer in outer_dims(analysis, group):
         found = by_dim.get(outer)
         if found is not None and found.allows(Freedom.SELECT) and _Nodes(analysis, group.dim, outer).agree():
             return found
@@ -74,15 +75,43 @@ class Fibre:
         array([ 0,  0,  1, -1])
         """
         moves = np.zeros(axis.size, np.int64)
-        hosts = [path for path, dim in paths(axis) if dim is self.outer]
-        for path, dim in paths(axis):
-            if dim is self.inner:
-                (head,) = [other for other in hosts if not alternatives(axis, path, other)]
-                entry, stride = _coordinate(axis, path)
-                heads, _ = _coordinate(axis, head)
-                here = entry >= 0
-                moves[here] += (self.orders[heads[here], entry[here]] - entry[here]) * stride
+        for cells in cells_of(axis, self.inner, self.outer):
+            here = cells.entries >= 0
+            entries, heads = cells.entries[here], cells.heads[here]
+            moves[here] += (self.orders[heads, entries] - entries) * cells.stride
         return moves
+
+
+class Cells(NamedTuple):
+    """Which entry of a dimension each place of an axis holds, or -1, of which head, and how far apart entries are.
+
+    `path` is where the dimension stands in the axis.
+    """
+
+    path: tuple[int, ...]
+    entries: np.ndarray
+    heads: np.ndarray
+    stride: int
+
+
+def cells_of(axis: Axis, inner: Dim, outer: Dim | None) -> list[Cells]:
+    """Return the places of an axis for each time that a dimension stands there; without heads there is one, number 0.
+
+    >>> from bevel.ir.axes import product
+    >>> heads, width = Dim(2), Dim(2)
+    >>> (cells,) = cells_of(product(heads, width), width, heads)
+    >>> cells.entries, cells.heads, cells.path
+    (array([0, 1, 0, 1]), array([0, 0, 1, 1]), (1,))
+    """
+    hosts = [path for path, dim in paths(axis) if dim is outer]
+    found = []
+    for path, dim in paths(axis):
+        if dim is inner:
+            entries, stride = _coordinate(axis, path)
+            around = [other for other in hosts if not alternatives(axis, path, other)]
+            heads = _coordinate(axis, around[0])[0] if around else np.zeros(axis.size, np.int64)
+            found.append(Cells(path, entries, heads, stride))
+    return found
 
 
 def _fibre(analysis: Analysis, group: Group, orders: np.ndarray) -> Fibre:
@@ -114,8 +143,8 @@ def _writes(value: ir.Value, axes: Axes, fibres: Sequence[Fibre]) -> Iterator[Wr
         yield partial(take_places, value, parts)
 
 
-def _outer(analysis: Analysis, group: Group) -> Iterator[Dim]:
-    """Yield the dimensions that stand before a group's in some product, the nearest first."""
+def outer_dims(analysis: Analysis, group: Group) -> Iterator[Dim]:
+    """Yield the dimensions that stand before a group's in some product of an initializer's, the nearest first."""
     for member in group.members:
         axis = (analysis.axes(member.value) or ())[member.axis]
         before: list[Dim] = []

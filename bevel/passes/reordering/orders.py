@@ -12,7 +12,7 @@ Array = np.ndarray[Any, Any]
 Arrangement: TypeAlias = Literal["descending", "dealt", "grouped"]
 
 
-def contiguous(size: int, first: Sequence[int], second: Sequence[int] = ()) -> Array:
+def contiguous(size: int, first: Sequence[int] | Array, second: Sequence[int] | Array = ()) -> Array:
     """Return an order in which two sets of entries are a range each: only in `first`, both, only in `second`, the rest.
 
     Each part keeps the order that it had. Source: Yang et al. 2024, S2FT.
