@@ -1,5 +1,6 @@
 """Order channels: by importance, by size, with the blocks of a format in mind."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Final, Literal
@@ -23,6 +24,7 @@ from bevel.passes.reordering.targets import Target, innermost, put, targets
 Array = np.ndarray[Any, Any]
 
 MOST_NAMED: Final = 12  # groups of which the notes say what a search gained
+_ENTRIES: Final = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def _entries(text: str) -> range:
     >>> _entries("3"), _entries("8-11")
     (range(3, 4), range(8, 12))
     """
-    first, _, last = text.partition("-")
-    if not first.isdigit() or not (last or first).isdigit():
+    found = _ENTRIES.fullmatch(text)
+    if found is None:
         raise UsageError(f"{text!r} is no entry", where="reorder-channels: first", remedy="write 3, or 8-11")
-    return range(int(first), int(last or first) + 1)
+    return range(int(found[1]), int(found[2] or found[1]) + 1)
