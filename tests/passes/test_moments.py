@@ -140,6 +140,6 @@ def test_a_layer_may_read_what_is_computed_from_weights_alone():
 
 
 def bevel_moments(model, found):
-    from bevel.passes.pipeline import _calibration
+    from bevel.passes.pipeline import calibration_of
 
-    return moments(model, found, Context(0, _calibration(None, model, 0), Execution(), samples=8))
+    return moments(model, found, Context(0, calibration_of(None, model, 0), Execution(), samples=8))

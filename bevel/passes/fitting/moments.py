@@ -43,9 +43,18 @@ def moments(model: ir.Model, wanted: Sequence[Layer], context: Context) -> Itera
     On made-up samples, normalizations go by the statistics of these (`align` in `bevel.passes.fitting.normalization`).
     A caller that changes a layer's weight before it asks for the next makes the moments of later layers see the change.
     """
+    last: tuple[object, Moments] | None = None
+    for layer, walk in visits(model, wanted, context):
+        key = (layer.data, geometry(layer))
+        if last is None or last[0] != key:
+            last = key, gather(layer, walk.values(layer.data), context.runtime)
+        yield layer, last[1]
+
+
+def visits(model: ir.Model, wanted: Sequence[Layer], context: Context) -> Iterator[tuple[Layer, Walk]]:
+    """Yield each layer, in the order of the graph, with the walk that has reached it: what it reads is there."""
     by_node = {layer.node: layer for layer in wanted}
     walk = Walk(model, context.calibration.samples(context.samples), context.runtime)
-    last: tuple[object, Moments] | None = None
     done = 0
     for node in model.graph:
         if context.calibration.made_up and done < len(by_node) and is_normalization(node):
@@ -54,12 +63,8 @@ def moments(model: ir.Model, wanted: Sequence[Layer], context: Context) -> Itera
             continue
         context.progress("statistics", done, len(by_node))
         done += 1
-        layer = by_node[node]
         walk.reach(node)
-        key = (layer.data, geometry(layer))
-        if last is None or last[0] != key:
-            last = key, gather(layer, walk.values(layer.data), context.runtime)
-        yield layer, last[1]
+        yield by_node[node], walk
     context.progress("statistics", len(by_node), len(by_node))
 
 

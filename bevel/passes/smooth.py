@@ -1,0 +1,91 @@
+"""Move outliers from activations into weights."""
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from bevel.ir.groups import analyse
+from bevel.ir.transform import Move, move
+from bevel.passes.base import SAMPLES, Context, Doc, Outcome, Pass, Preserving, Promise, Range
+from bevel.passes.fitting.layers import Layer
+from bevel.passes.fitting.magnitudes import magnitudes
+from bevel.passes.scaling.columns import columns
+from bevel.passes.scaling.factors import powers_of_two, smoothing
+from bevel.passes.scaling.motions import Scaling, largest_of, left_alone, scalings, spread
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Smooth(Pass):
+    """Move outliers from activations into weights, where they are easier to quantize.
+
+    What it does: divides each channel that layers read by `max|X|^alpha / max|W|^(1 - alpha)` and multiplies their
+    weights by it; what gives the channel takes the division: the gain and bias of a norm, the layer before it. All
+    layers that read a channel share its scale: queries, keys and values have one. Besides norms it goes from values to
+    the output of attention (a scale for each head times one for each of a head's channels), from the linear half of a
+    gated unit to what reads the product, through ReLU and everything else that a scale passes. Where none passes, the
+    notes name the node. No node is added.
+
+    Promise: Preserving; with `exact=true` scales are powers of two, which round nothing.
+
+    Example: smooth{alpha=0.7}
+
+    Source: Xiao et al. 2023, SmoothQuant.
+    """
+
+    name: ClassVar[str] = "smooth"
+    promise: ClassVar[Promise] = Preserving()
+
+    alpha: Annotated[float, Range(0, 1), Doc("how much of the range moves into weights: 1 is all of it")] = 0.5
+    exact: Annotated[bool, Doc("take the nearest powers of two")] = False
+    samples: Annotated[int, Range(1), Doc("how many samples to take ranges over")] = SAMPLES
+    only: Annotated[tuple[str, ...], Doc("patterns of groups or tensors to scale; everything if empty")] = ()
+    skip: Annotated[tuple[str, ...], Doc("patterns of groups or tensors to leave alone")] = ()
+
+    def run(self, model: ir.Model, context: Context) -> Outcome:
+        """Measure, then scale one motion after the other."""
+        analysis = analyse(model)
+        found = scalings(analysis, self.only, self.skip)
+        read = {reading.layer: reading for each in found for reading in each.readings}
+        measured = magnitudes(model, list(read), replace(context, samples=self.samples))
+        before = {data: each.largest for data, each in measured.items()}
+        ranges = dict(before)
+        for each in found:
+            scale = self._scale(each, ranges)
+            move(analysis, [Move(each.group, each.motion, each.factor(scale))])
+            for data, owned in {reading.layer.data: reading.owners for reading in each.readings}.items():
+                ranges[data] = ranges[data] / spread(scale, owned)
+        return Outcome(notes=(*_gained(list(read), before, ranges), *left_alone(analysis, list(read))))
+
+    def _scale(self, each: Scaling, ranges: dict[ir.Value, Array]) -> Array:
+        """Return by what to divide the inputs that a motion scales."""
+        inputs, weights = (
+            np.max([largest_of(values, reading.owners, each.group.size) for reading, values in sides], axis=0)
+            for sides in (
+                [(reading, ranges[reading.layer.data]) for reading in each.readings],
+                [(reading, columns(reading.layer)) for reading in each.readings],
+            )
+        )
+        scale = smoothing(inputs, weights, self.alpha)
+        return powers_of_two(scale) if self.exact else scale
+
+
+def _gained(read: list[Layer], before: dict[ir.Value, Array], after: dict[ir.Value, Array]) -> list[str]:
+    """Say how far the largest channel stood out before, and stands out now, where it did so most."""
+    if not read:
+        return ["no layer reads what a scale can move"]
+    worst = max(read, key=lambda layer: _outlier(before[layer.data]))
+    first, last = (_outlier(each[worst.data]) for each in (before, after))
+    middle = [float(np.median([_outlier(each[layer.data]) for layer in read])) for each in (before, after)]
+    return [
+        f"largest input channel over the median one: {middle[0]:.3g} before, {middle[1]:.3g} now (median layer); "
+        f"{first:.3g} before, {last:.3g} now ({worst.weight.name})"
+    ]
+
+
+def _outlier(ranges: Array) -> float:
+    middle = float(np.median(ranges))
+    return float(ranges.max()) / middle if middle > 0 else 1.0
