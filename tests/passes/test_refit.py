@@ -11,7 +11,7 @@ from bevel.passes.choice import choose, outermost
 from bevel.passes.execution import Execution
 from bevel.passes.fitting.refit import refit, scatter
 from bevel.passes.importance import lift
-from bevel.passes.pipeline import _calibration
+from bevel.passes.pipeline import calibration_of
 from bevel.passes.verify import verify
 from tests import zoo
 from tests.graphs import graph
@@ -118,7 +118,7 @@ def test_a_fitted_weight_at_another_place_is_caught():
 )
 def test_architectures_are_fitted_and_equal_their_reference(name):
     model = bevel.load(zoo.model(name))
-    feeds = _calibration(None, model, 0)
+    feeds = calibration_of(None, model, 0)
     here = Context(0, feeds, Execution(), samples=16)
     analysis = analyse(model)
     groups = outermost(analysis, choose(analysis, FREE_TO_DROP, (), ()))
