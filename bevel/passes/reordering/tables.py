@@ -135,7 +135,7 @@ class _Reading:
         joined = {*self.tables, *(value for node in self.made for value in node.outputs)}
         graph = self.analysis.model.graph
         owned = {node: list(self._own(node)) for node in ir.traversal.RecursiveGraphIterator(graph)}
-        nodes = [node for node, values in owned.items() if values and node not in self.made]
+        nodes = [node for node, values in owned.items() if values and node not in self.made and not _reads_sizes(node)]
         number = {value: place for place, value in enumerate({value: None for node in nodes for value in owned[node]})}
         edges = [
             (place, number[value]) for place, node in enumerate(nodes) for value in owned[node] if value not in joined
