@@ -154,11 +154,13 @@ class Outcome:
     """What a pass says about its own run.
 
     `reference` turns a clone of the pass's input into what the promise compares with (prune: zero the consumers of what
-    was dropped); None means the input itself. `notes` are sentences for the report.
+    was dropped); None means the input itself. `notes` are sentences for the report. `worst` names the parts of the
+    model that changed most, the worst first: what a user may leave out where the error is above the limit.
     """
 
     reference: Callable[[ir.Model], None] | None = None
     notes: tuple[str, ...] = ()
+    worst: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,7 @@ class _Run:
         verdict = compare(expected, found, step.promise, max_error=self.max_error, epsilon=unit(given))
         feeds = list(islice(self.calibration, VERIFIED_FEEDS)) if not verdict.kept else []
         verdict = apart_from_rounding(verdict, expected, reference, result, feeds)
-        verdict.demand(step.name, KEEP_REMEDY)
+        verdict.demand(step.name, _remedy(outcome))
         self.latest = found
         return verdict
 
@@ -219,6 +219,11 @@ class _Run:
                 keep(self.hooks.keep_failed, given, str(step), self.seed, self.calibration, error)
                 self.hooks.log(f"what is needed to see it again is in {self.hooks.keep_failed}")
             raise
+
+
+def _remedy(outcome: Outcome) -> str:
+    """Say which parts of the model to leave out, if the pass knows, and how to see the failure again."""
+    return f"worst: {', '.join(outcome.worst)}; {KEEP_REMEDY}" if outcome.worst else KEEP_REMEDY
 
 
 KEEP_REMEDY = "the result was thrown away; --keep-failed FOLDER saves what is needed to see it again"

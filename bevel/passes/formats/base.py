@@ -57,13 +57,29 @@ class Format(ABC):
     def values(self, codes: Array, grid: Grid) -> Array:
         """Return what codes stand for, in single precision."""
 
+    @property
+    def shares_factor(self) -> bool:
+        """Whether the scales of an array have a factor in common."""
+        return False
+
     def base(self, array: Array) -> float:
         """Return the factor that all scales of an array share; 1 in formats without one."""
         return 1.0
 
     def scales(self, base: float) -> Array | None:
-        """Return the scales there are, ascending, where they are stored as codes of a byte; None where as floats."""
+        """Return the scales there are, ascending, where they are stored as codes of a byte; None where as floats.
+
+        They are those for a base of 1, times the base.
+        """
         return None
+
+    def snap(self, scale: Array, base: float) -> Array:
+        """Return the scales nearest to some that can be stored."""
+        known = self.scales(base)
+        if known is None:
+            return scale
+        nearest: Array = known[np.searchsorted((known[1:] + known[:-1]) / 2, scale)]
+        return nearest
 
     def bits(self, block: int) -> float:
         """Return the mean bits an element takes in blocks of so many, scale and zero point included.

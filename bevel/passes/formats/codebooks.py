@@ -68,9 +68,14 @@ class Codebook(Format):
         result *= grid.scale
         return result
 
+    @property
+    def shares_factor(self) -> bool:
+        """Whether scales are 8-bit floats times one float."""
+        return self.scale == "small"
+
     def base(self, array: Array) -> float:
         """Return the factor that brings the largest scale of an array to the greatest 8-bit float."""
-        if self.scale != "small" or not array.size:
+        if not self.shares_factor or not array.size:
             return 1.0
         magnitude = max(float(array.max()), -float(array.min()))
         return float(np.float32(magnitude / (self.top * float(SMALL_SCALES[-1])))) or 1.0

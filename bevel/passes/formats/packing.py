@@ -35,10 +35,10 @@ def pack(codes: Array, width: int) -> Array:
     each = BYTE // width
     if missing := -codes.shape[-1] % each:
         codes = np.pad(codes, [*([(0, 0)] * (codes.ndim - 1)), (0, missing)])
-    packed: Array = codes[..., ::each].astype(np.uint8)
+    packed = np.array(codes[..., ::each], np.uint8)  # in the order in memory that the codes have: a transpose is cheap
     for place in range(1, each):
-        packed |= codes[..., place::each].astype(np.uint8, copy=False) << np.uint8(place * width)
-    return packed
+        packed |= codes[..., place::each] << np.uint8(place * width)
+    return np.ascontiguousarray(packed)
 
 
 def unpack(packed: Array, width: int, count: int) -> Array:

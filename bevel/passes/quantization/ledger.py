@@ -1,0 +1,121 @@
+"""What was quantized, how it is stored and what it lost: sentences for the report."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import nan
+from statistics import median
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+
+from bevel.ir.cost import cost
+from bevel.passes.quantization.forms import Form
+from bevel.passes.quantization.kernels import ACCURACY, Kernel
+from bevel.passes.quantization.standard import Dequantized
+from bevel.passes.quantization.targets import Target
+
+Array = np.ndarray[Any, Any]
+
+# How many weights are named before the rest are counted.
+NAMED: Final = 4
+WORST: Final = 3
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One weight: its bytes before, how it is stored, why not as wished, and its relative error."""
+
+    form: Form
+    why: str
+    error: float = nan
+    output_error: float = nan
+
+    @property
+    def target(self) -> Target:
+        """The weight."""
+        return self.form.target
+
+    @property
+    def name(self) -> str:
+        """The weight's name."""
+        return self.target.name
+
+
+@dataclass
+class Ledger:
+    """The weights so far, and why others were left alone."""
+
+    left: dict[str, str]
+    entries: list[Entry] = field(default_factory=list)
+
+    def readable(self, target: Target) -> Array | None:
+        """Return a weight's content as a matrix; note that it is left alone if it is not finite."""
+        matrix = target.read()
+        if np.isfinite(matrix).all():
+            return matrix
+        self.left[target.name] = "not finite"
+        return None
+
+    def notes(self, model: ir.Model) -> Iterator[str]:
+        """Say how many weights are quantized and what that gains, how they are stored, and what they lost."""
+        if self.entries:
+            before, after = (
+                sum(each.target.tensor.nbytes for each in self.entries),
+                sum(each.form.nbytes for each in self.entries),
+            )
+            size = sum(each.target.tensor.size for each in self.entries)
+            yield (
+                f"{len(self.entries)} weights take {after / 1e6:.3g} MB instead of {before / 1e6:.3g}, "
+                f"{after * 8 / size:.3g} bits an element; the model {cost(model).bytes / 1e6:.3g} MB"
+            )
+        else:
+            yield "no weight was quantized"
+        yield from self._stored()
+        for why, names in _by_reason(self.left).items():
+            yield f"left alone, {why}: {listed(names)}"
+        yield from self._errors("weight", {each.name: each.error for each in self.entries})
+        yield from self._errors("layer's output", {each.name: each.output_error for each in self.entries})
+
+    def _stored(self) -> Iterator[str]:
+        kernels = [each for each in self.entries if isinstance(each.form, Kernel)]
+        if kernels:
+            yield (
+                f"{len(kernels)} are read by kernels of ONNX Runtime; products round activations to 8 bits as well "
+                f"(accuracy level {ACCURACY})"
+            )
+        if plain := [each for each in self.entries if isinstance(each.form, Dequantized)]:
+            yield f"{len(plain)} are in front of DequantizeLinear, which ONNX Runtime fuses with the product"
+        slow = {each.name: each.why for each in self.entries if not isinstance(each.form, Kernel | Dequantized)}
+        for why, names in _by_reason(slow).items():
+            reason = f", {why}" if why else ""
+            yield f"small in the file, floats again when loaded{reason}: {listed(names)}"
+
+    def _errors(self, what: str, errors: Mapping[str, float]) -> Iterator[str]:
+        known = {name: error for name, error in errors.items() if error >= 0}
+        if known:
+            worst, middle = max(known, key=lambda name: known[name]), median(known.values())
+            yield f"error of a {what}, relative: {middle:.2g} median, {known[worst]:.2g} worst ({worst})"
+
+    @property
+    def worst(self) -> tuple[str, ...]:
+        """The weights that lost most, the worst first."""
+        known = [(each.error, each.name) for each in self.entries if each.error >= 0]
+        return tuple(f"{name} (relative error {error:.2g})" for error, name in sorted(known, reverse=True)[:WORST])
+
+
+def listed(names: list[str]) -> str:
+    """Name some, count the rest.
+
+    >>> listed(["a", "b", "c", "d", "e", "f"])
+    'a, b, c, d and 2 more'
+    """
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        found.setdefault(why, []).append(name)
+    return found

@@ -1,0 +1,71 @@
+"""How the codes and scales of a weight are chosen: nearest, searched, or with the errors made up for."""
+
+from typing import Any, Final
+
+import numpy as np
+
+from bevel.passes.fitting.layers import Layer
+from bevel.passes.formats import Format, Grid, Quantized
+from bevel.passes.formats.blocks import join, parts, split
+from bevel.passes.quantization.feedback import compensated
+from bevel.passes.quantization.search import FORGIVING, SQUARED, search
+from bevel.passes.quantization.targets import Target
+
+Array = np.ndarray[Any, Any]
+
+MEASURES: Final = {"clip": SQUARED, "hqq": FORGIVING, "gptq": SQUARED}
+
+
+def quantized(target: Target, matrix: Array, fmt: Format, along: str, block: int, rounding: str) -> Quantized:
+    """Return a weight in a format, without data: to the nearest codes of scales that span blocks, or are searched."""
+    axis = target.axis(along)
+    if rounding == "nearest":
+        return fmt.encode(matrix, axis, block)
+    base, blocks = fmt.base(matrix), split(matrix, axis, block)
+    grid = search(fmt, blocks, base, MEASURES[rounding])
+    codes = np.empty(blocks.shape, np.uint8)
+    for part in parts(blocks.shape):
+        before, some, _, inner = part
+        codes[part] = fmt.codes(blocks[part], grid[before, some, :, inner])
+    return fmt.assemble(codes, grid, matrix.shape, axis, base)
+
+
+def compensating(
+    target: Target, matrix: Array, fmt: Format, along: str, block: int, second: Array
+) -> tuple[Quantized, float]:
+    """Return a layer's weight in a format, and the relative squared error of its output.
+
+    Scales leave the least error if inputs are weighted with their second moments; then inputs make up for each other.
+    """
+    layer, axis = target.layer, target.axis(along)
+    assert layer is not None
+    base, blocks = fmt.base(matrix), split(matrix, axis, block)
+    strength = np.einsum("gii->gi", second).astype(np.float32)
+    each = np.broadcast_to(strength[:, :, None], _columns(layer, matrix).shape)
+    grid = search(fmt, blocks, base, SQUARED, split(_matrix(target, layer, each), axis, block))
+
+    def everywhere(array: Array) -> Array:
+        whole = join(np.ascontiguousarray(np.broadcast_to(array, blocks.shape)), matrix.shape, axis)
+        return _columns(layer, whole)
+
+    of_each = Grid(everywhere(grid.scale), None if grid.zero is None else everywhere(grid.zero))
+    codes, error = compensated(fmt, _columns(layer, matrix), of_each, second)
+    return fmt.assemble(split(_matrix(target, layer, codes), axis, block), grid, matrix.shape, axis, base), error
+
+
+def relative_error(matrix: Array, found: Quantized) -> float:
+    """Return the norm of what a weight loses, relative to its own."""
+    energy = float(np.vdot(matrix, matrix))
+    change = found.decode()
+    change -= matrix
+    return float(np.sqrt(np.vdot(change, change) / energy)) if energy > 0 else 0.0
+
+
+def _columns(layer: Layer, matrix: Array) -> Array:
+    """Return a weight as `[groups, in, out]`."""
+    return np.ascontiguousarray(layer.matrices(matrix.reshape(layer.sizes)).transpose(0, 2, 1))
+
+
+def _matrix(target: Target, layer: Layer, columns: Array) -> Array:
+    """Return what is `[groups, in, out]` as the matrix that is stored; the way back of `_columns`."""
+    return layer.array(columns.transpose(0, 2, 1)).reshape(target.matrix_shape)

@@ -1,0 +1,116 @@
+"""Look for the scales and zero points of blocks that leave the least error, without data.
+
+By squared error (`clip`): from the grid that just spans a block, some are tried that span less of it, where the few
+elements beyond are clipped and all others get finer steps. The best one's scale becomes the least-squares one of its
+codes, the zero point the mean one, as often as that helps.
+
+By |error|^0.7 (`hqq`), which forgives large errors of few elements: scales and zero points of the grid that spans the
+block are fitted to what is left when such errors are taken out (half-quadratic splitting). Source: Badri and Shaji
+2023, Half-Quadratic Quantization of Large Machine Learning Models. There, zero points are floats and scales stay; whole
+zero points that are read fast would hardly move, so scales move here.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from bevel.passes.formats import Format, Grid
+from bevel.passes.formats.blocks import ENTRIES, parts
+from bevel.passes.formats.integers import Integers
+
+Array = np.ndarray[Any, Any]
+
+# How much of its block a grid spans.
+SPANS: Final = (1.07, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.62)
+REFITS: Final = 2
+SQUARED: Final = 2.0
+# The exponent of the half-quadratic error, how many fits it takes, how much is forgiven at first, and how that shrinks.
+FORGIVING: Final = 0.7
+FITS: Final = 8
+BETA: Final = 10.0
+FASTER: Final = 1.01
+# The power of an error of nothing is infinite.
+LEAST: Final = 1e-8
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What the error of a block is: the sum of |error|^power, each element with its weight if there are weights."""
+
+    power: float = SQUARED
+
+    def __call__(self, error: Array, weights: Array | None) -> Array:
+        """Return the error of each block, given those of its elements."""
+        if self.power == SQUARED:
+            sizes = np.square(error, out=error)
+        else:
+            sizes = np.power(np.abs(error, out=error) + np.float32(LEAST), np.float32(self.power))
+        if weights is not None:
+            sizes *= weights
+        total: Array = sizes.sum(ENTRIES, keepdims=True)
+        return total
+
+    def without_outliers(self, blocks: Array, error: Array, step: int) -> Array:
+        """Return what scales are to be fitted to: all of the blocks, or without the part of errors that is forgiven."""
+        if self.power == SQUARED:
+            return blocks
+        size = np.abs(error) + np.float32(LEAST)
+        forgiven = np.maximum(size - np.power(size, np.float32(self.power - 1)) / np.float32(BETA * FASTER**step), 0)
+        target: Array = blocks - np.sign(error) * forgiven
+        return target
+
+
+def search(fmt: Format, blocks: Array, base: float, power: float = SQUARED, weights: Array | None = None) -> Grid:
+    """Return the grid `[outer, blocks, 1, inner]` of least error found; `weights` broadcast against elements."""
+    shape = (*blocks.shape[:2], 1, blocks.shape[3])
+    scale, zero = np.empty(shape, np.float32), np.empty(shape, np.float32) if fmt.zero_bits else None
+    for part in parts(blocks.shape):
+        piece = blocks[part].astype(np.float32, copy=False)
+        heavy = None if weights is None else np.broadcast_to(weights, blocks.shape)[part]
+        found = _search(fmt, piece, base, Measure(power), heavy)
+        scale[part] = found.scale
+        if zero is not None:
+            zero[part] = found.zero
+    return Grid(scale, zero)
+
+
+def _search(fmt: Format, blocks: Array, base: float, measure: Measure, weights: Array | None) -> Grid:
+    first = best = fmt.grid(blocks, base)
+    least = measure(error(fmt, blocks, best), weights)
+    squared = measure.power == SQUARED
+    for span in SPANS if squared else ():
+        trial = Grid(fmt.snap(first.scale * np.float32(span), base), first.zero)
+        best, least = _better(best, least, trial, measure(error(fmt, blocks, trial), weights))
+    for step in range(REFITS if squared else FITS):
+        target = measure.without_outliers(blocks, error(fmt, blocks, best), step)
+        trial = _refit(fmt, target, fmt.codes(blocks, best), best, base, weights)
+        best, least = _better(best, least, trial, measure(error(fmt, blocks, trial), weights))
+    return best
+
+
+def _better(best: Grid, least: Array, trial: Grid, found: Array) -> tuple[Grid, Array]:
+    """Return of each block the grid that leaves it the lesser error, and that error."""
+    wins = found < least
+    zero = None if best.zero is None or trial.zero is None else np.where(wins, trial.zero, best.zero)
+    return Grid(np.where(wins, trial.scale, best.scale), zero), np.where(wins, found, least)
+
+
+def _refit(fmt: Format, target: Array, codes: Array, grid: Grid, base: float, weights: Array | None) -> Grid:
+    """Return the least-squares scales of codes, then the mean zero points."""
+    units = fmt.values(codes, Grid(np.ones_like(grid.scale), grid.zero))
+    heavy = units if weights is None else units * weights
+    energy, match = (heavy * units).sum(ENTRIES, keepdims=True), (heavy * target).sum(ENTRIES, keepdims=True)
+    scale = np.divide(match, energy, out=grid.scale.copy(), where=(energy > 0) & (match != 0))
+    scale = fmt.snap(scale, base)
+    if grid.zero is None or not isinstance(fmt, Integers):
+        return Grid(scale, grid.zero)
+    zero = np.rint((codes - target / scale).mean(ENTRIES, keepdims=True))
+    return Grid(scale, np.clip(zero, 0, fmt.highest))
+
+
+def error(fmt: Format, blocks: Array, grid: Grid) -> Array:
+    """Return what each element loses."""
+    values = fmt.values(fmt.codes(blocks, grid), grid)
+    change: Array = np.subtract(blocks, values, out=values)
+    return change

@@ -1,0 +1,137 @@
+"""The weights that can be quantized: of layers, and tables whose rows are gathered."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+
+from bevel.ir.content import content
+from bevel.passes.fitting.layers import CONV_TRANSPOSE, Layer, layers
+
+Array = np.ndarray[Any, Any]
+
+GATHER: Final = "Gather"
+FLOATS: Final = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
+# What passes a gathered row on as it is.
+PASSING: Final = frozenset({"Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Transpose", "Expand", "Slice"})
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A weight, the node that reads it, and the weight as a matrix of inputs and outputs.
+
+    The matrix is the weight's content in the order it is stored in: a kernel's rows are its filters. What is asked once
+    is remembered, for the node does not stay.
+    """
+
+    node: ir.Node
+    weight: ir.Value
+    layer: Layer | None = None
+
+    @property
+    def name(self) -> str:
+        """The weight's name."""
+        return self.weight.name or ""
+
+    @cached_property
+    def tensor(self) -> ir.TensorProtocol:
+        """The weight's content."""
+        tensor = self.weight.const_value
+        assert tensor is not None
+        return tensor
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's shape."""
+        return tuple(self.tensor.shape.numpy())
+
+    @cached_property
+    def matrix_shape(self) -> tuple[int, int]:
+        """The matrix's shape."""
+        return self.shape[0], int(np.prod(self.shape[1:]))
+
+    @cached_property
+    def in_axis(self) -> int:
+        """The matrix's axis of inputs; of a table, that of a row's entries."""
+        if self.layer is None or len(self.shape) > 2:
+            return int(self.node.op_type != CONV_TRANSPOSE)
+        return self.layer.in_axis
+
+    def axis(self, along: str) -> int | None:
+        """Return the matrix's axis that blocks run along; None where they run through the flat weight."""
+        return {"in": self.in_axis, "out": 1 - self.in_axis, "flat": None}[along]
+
+    def read(self) -> Array:
+        """Return the matrix in single precision, the caller's own."""
+        with content(self.tensor) as array:
+            return np.array(array, np.float32, order="C").reshape(self.matrix_shape)
+
+
+def found(model: ir.Model, only: Sequence[str], skip: Sequence[str]) -> tuple[list[Target], dict[str, str]]:
+    """Return the weights that can be quantized, in the order of the graph, and why others cannot, by their names.
+
+    Patterns match the names of weights and of the nodes that read them.
+    """
+    targets: list[Target] = []
+    left: dict[str, str] = {}
+    for target in _candidates(model):
+        if not _asked(target, only, skip):
+            continue
+        why = _objection(target)
+        if why:
+            left[target.name] = why
+        else:
+            targets.append(target)
+    return targets, left
+
+
+def _candidates(model: ir.Model) -> Iterator[Target]:
+    known = {layer.node: layer for layer in layers(model)}
+    for node in model.graph:
+        if node in known:
+            yield Target(node, known[node].weight, known[node])
+        elif node.op_type == GATHER and not node.domain:
+            table = node.inputs[0]
+            if table is not None and table.const_value is not None and _is_table(node, table):
+                yield Target(node, table)
+
+
+def _is_table(node: ir.Node, table: ir.Value) -> bool:
+    tensor = table.const_value
+    assert tensor is not None
+    rows = len(tensor.shape) == 2 and node.attributes.get_int("axis", 0) in (0, -2)
+    return rows and tensor.dtype.is_floating_point() and not table.is_graph_input()
+
+
+def _asked(target: Target, only: Sequence[str], skip: Sequence[str]) -> bool:
+    names = (target.name, target.node.name or "")
+
+    def matches(patterns: Sequence[str]) -> bool:
+        return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+    return (not only or matches(only)) and not matches(skip)
+
+
+def _objection(target: Target) -> str:
+    """Say why a weight cannot be quantized, if so."""
+    if len(target.weight.uses()) != 1 or target.weight.is_graph_output():
+        return "used more than once"
+    if target.tensor.dtype not in FLOATS:
+        return "quantized already"
+    if target.layer is None and _multiplies(target.node):
+        return "its rows multiply others, as angles do"
+    return "" if target.tensor.size else "empty"
+
+
+def _multiplies(node: ir.Node) -> bool:
+    """Say whether what a node gives is multiplied by something that is computed: a table of angles, no embedding."""
+    for user, _ in node.outputs[0].uses():
+        if user.op_type in PASSING and _multiplies(user):
+            return True
+        if user.op_type == "Mul" and all(value is not None and value.const_value is None for value in user.inputs):
+            return True
+    return False

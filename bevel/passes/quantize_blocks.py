@@ -1,0 +1,159 @@
+"""Keep weights in a few bits each, block by block."""
+
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from math import nan, sqrt
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from bevel.errors import UsageError
+from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
+from bevel.passes.fitting.moments import moments
+from bevel.passes.formats import Format, Quantized, block_format
+from bevel.passes.quantization.forms import Form
+from bevel.passes.quantization.kernels import kernel
+from bevel.passes.quantization.ledger import Entry, Ledger
+from bevel.passes.quantization.methods import compensating, quantized, relative_error
+from bevel.passes.quantization.standard import dequantized
+from bevel.passes.quantization.tables import SLICES, Tabled
+from bevel.passes.quantization.targets import Target, found
+from bevel.passes.quantization.writing import Last, Shown, Stored, stored, stored_lazily, write
+
+Array = np.ndarray[Any, Any]
+
+# Above so many bytes of quantized weights, they are computed when they are read, one at a time, and not kept.
+KEPT: Final = 1 << 28
+
+
+@dataclass(frozen=True)
+class QuantizeBlocks(Pass):
+    """Keep weights in a few bits each, with a scale for every block of them.
+
+    What it does: replaces the weights of MatMul, Gemm, Conv, ConvTranspose and of Gather (embeddings) by codes in a
+    `format` (`bevel formats` lists them) and the scales of blocks: of the inputs of an output (`axis=in`), of the
+    outputs that an input has (`out`), or of the flat weight (`flat`); block 0 is the whole axis.
+
+    `nearest` takes scales that span each block. `clip` searches those of least squared error, zero points too. `hqq`
+    fits them to an error that forgives outliers; it is for formats with zero points. `gptq` looks at the calibration
+    data (made up if there are none): inputs not yet quantized make up for the errors of those that are, layer after
+    layer, each with what the quantized layers before it left of its inputs. Tables of Gather are then as with `clip`.
+
+    `emit=fast` writes ONNX Runtime's MatMulNBits and GatherBlockQuantized, in the variants that are fast; products
+    round activations to 8 bits too. `portable` writes standard operators: DequantizeLinear from opset 21 on where ONNX
+    Runtime fuses it. What has no such form is stored as bytes and tables: small in the file, plain floats once loaded.
+    The opset stays as it is. A weight stays as it is where it is used more than once, is not finite, or would not
+    become smaller; a table of angles (it multiplies) does, too. Above 256 MB, `nearest` quantizes weights one at a time
+    while the model is written.
+
+    Promise: Lossy. If the error is above the limit, the worst layers are named.
+
+    Example: quantize-blocks{format=uint4 block=32 rounding=gptq}
+
+    Source: Frantar et al. 2023, GPTQ; Badri and Shaji 2023, HQQ; Rouhani et al. 2023, Microscaling Data Formats.
+    """
+
+    name: ClassVar[str] = "quantize-blocks"
+    promise: ClassVar[Promise] = Lossy()
+
+    format: Annotated[str, Doc("what an element becomes: int4, uint4, nf4, mxfp4 and so on")] = "int4"
+    axis: Annotated[Literal["in", "out", "flat"], Doc("what blocks run along")] = "in"
+    block: Annotated[int, Range(0), Doc("elements that share a scale; 0 for the whole axis")] = 32
+    rounding: Annotated[Literal["nearest", "clip", "hqq", "gptq"], Doc("how scales and codes are chosen")] = "nearest"
+    emit: Annotated[Literal["fast", "portable"], Doc("operators of ONNX Runtime, or standard ones")] = "fast"
+    samples: Annotated[int, Range(1), Doc("how many samples to take statistics over")] = SAMPLES
+    only: Annotated[tuple[str, ...], Doc("patterns of weights or nodes to quantize; everything if empty")] = ()
+    skip: Annotated[tuple[str, ...], Doc("patterns of weights or nodes to leave alone")] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        block_format(self.format)
+
+    def run(self, model: ir.Model, context: Context) -> Outcome:
+        """Quantize the weights in the order of the graph, then let their readers read the codes."""
+        targets, left = found(model, self.only, self.skip)
+        tables: dict[bytes, ir.Value] = {}
+        ledger, planned = Ledger(left), []
+        for target in targets:
+            form, why = self._form(model, target, tables)
+            if form is None or form.nbytes >= target.tensor.nbytes:
+                left[target.name] = why if form is None else "it would not become smaller"
+            else:
+                planned.append(Entry(form, why))
+        if self.rounding == "nearest" and sum(each.form.nbytes for each in planned) > KEPT:
+            weights = self._streamed(planned, ledger)
+        else:
+            weights = self._kept(model, planned, ledger, replace(context, samples=self.samples))
+        write(model, list(weights))
+        return Outcome(notes=tuple(ledger.notes(model)), worst=ledger.worst)
+
+    @property
+    def _format(self) -> Format:
+        return block_format(self.format)
+
+    def _form(
+        self, model: ir.Model, target: Target, tables: MutableMapping[bytes, ir.Value]
+    ) -> tuple[Form | None, str]:
+        """Return how a weight is to be stored, and why not as wished."""
+        axis, opset = target.axis(self.axis), model.opset_imports.get("", 1)
+        wished: Form | str | None
+        if self.emit == "fast":
+            wished = kernel(target, self._format, axis, self.block)
+        else:
+            wished = dequantized(target, self._format, axis, self.block, opset)
+        if isinstance(wished, Form):
+            return wished, ""
+        if opset < SLICES:
+            return None, f"opset {opset} cannot decode it"
+        return Tabled(target, self._format, axis, self.block, tables=tables), wished or ""
+
+    def _streamed(self, planned: Sequence[Entry], ledger: Ledger) -> Iterator[Stored]:
+        """Yield weights that are computed one at a time while the model is written."""
+        last = Last()
+        for entry in planned:
+            ledger.entries.append(entry)
+            yield stored_lazily(entry.form, partial(self._late, entry.target), last)
+
+    def _kept(self, model: ir.Model, planned: Sequence[Entry], ledger: Ledger, context: Context) -> Iterator[Stored]:
+        """Yield weights that are computed now; those that learn from data come last."""
+        learnt = [entry for entry in planned if self.rounding == "gptq" and entry.target.layer is not None]
+        with Shown() as shown:
+            for entry in planned:
+                if entry not in learnt and (read := ledger.readable(entry.target)) is not None:
+                    result = self._quantized(entry.target, read)
+                    ledger.entries.append(replace(entry, error=relative_error(read, result)))
+                    if learnt:
+                        shown.show(entry.target, result)
+                    yield stored(entry.form, result)
+            if learnt:
+                yield from self._learnt(model, {entry.target.node: entry for entry in learnt}, ledger, context, shown)
+
+    def _learnt(
+        self, model: ir.Model, planned: Mapping[ir.Node, Entry], ledger: Ledger, context: Context, shown: Shown
+    ) -> Iterator[Stored]:
+        """Yield each layer's weight, its inputs being what the quantized layers before it give."""
+        layers = [entry.target.layer for entry in planned.values() if entry.target.layer is not None]
+        for layer, moment in moments(model, layers, context):
+            entry = planned[layer.node]
+            read = ledger.readable(entry.target)
+            if read is None:
+                continue
+            if moment.finite and moment.count:
+                result, lost = compensating(entry.target, read, self._format, self.axis, self.block, moment.second)
+            else:
+                result, lost = self._quantized(entry.target, read), nan
+            ledger.entries.append(replace(entry, error=relative_error(read, result), output_error=sqrt(lost)))
+            shown.show_alone(entry.target, result)
+            yield stored(entry.form, result)
+
+    def _quantized(self, target: Target, matrix: Array) -> Quantized:
+        return quantized(target, matrix, self._format, self.axis, self.block, self.rounding)
+
+    def _late(self, target: Target) -> Quantized:
+        """Return a weight that nobody looked at before."""
+        matrix = target.read()
+        if not np.isfinite(matrix).all():
+            raise UsageError("it holds what is no number", where=f"weight {target.name!r}", remedy="skip it")
+        return self._quantized(target, matrix)
