@@ -48,13 +48,14 @@ def _size(layer: Layer) -> int:
 def ranks(layer: Layer, block: int) -> Array:
     """Return the ranks that make a layer smaller, in steps that waste nothing, ascending.
 
-    Convolutions take channels in blocks, so theirs are multiples of one; of a smaller power of two where no multiple of
-    the block makes them smaller. Of matrix products every column counts.
+    Convolutions take channels in blocks, so theirs are multiples of one, or halves of it, and so on down to 1. Of
+    matrix products every column counts.
     """
-    step = block if layer.node.op_type in KERNELS else 1
-    while step > max(most(layer), 1):
-        step //= 2
-    return np.arange(step, most(layer) + 1, step)
+    if layer.node.op_type not in KERNELS:
+        return np.arange(1, most(layer) + 1)
+    halves = [block >> shift for shift in range(block.bit_length() - 1, 0, -1)]
+    found = np.array([*halves, *range(block, most(layer) + 1, block)], np.int64)
+    return found[found <= most(layer)]
 
 
 def menu(layer: Layer, energies: Array | None, metric: Metric, block: int) -> Menu:
@@ -104,7 +105,17 @@ def _uniform(menus: Sequence[Menu], required: float) -> list[int]:
         return float(sum(each.saved[place] for each, place in zip(menus, places(share), strict=True)))
 
     first = bisect_left(shares, required * ENOUGH, key=total)
-    return _at(menus, places(float(shares[min(first, len(shares) - 1)])))
+    return _at(menus, _filled(menus, places(float(shares[min(first, len(shares) - 1)])), required))
+
+
+def _filled(menus: Sequence[Menu], places: list[int], required: float) -> list[int]:
+    """Give layer after layer as much rank back as what is required permits: steps are not all alike."""
+    spare = sum(each.saved[place] for each, place in zip(menus, places, strict=True)) - required * ENOUGH
+    for layer, each in enumerate(menus):
+        reached = int(np.searchsorted(each.saved, each.saved[places[layer]] - spare))
+        spare -= each.saved[places[layer]] - each.saved[reached]
+        places[layer] = reached
+    return places
 
 
 def _slope(menus: Sequence[Menu], required: float) -> list[int]:
@@ -113,7 +124,8 @@ def _slope(menus: Sequence[Menu], required: float) -> list[int]:
     reached = np.cumsum([step.saved for step in steps])
     taken = int(np.searchsorted(reached, required * ENOUGH)) + 1
     chosen = {int(step.group): step.width for step in steps[:taken]}
-    return [chosen.get(place, 0) for place in range(len(menus))]
+    places = [each.widths.tolist().index(chosen.get(place, 0)) for place, each in enumerate(menus)]
+    return _at(menus, _filled(menus, places, required))
 
 
 def _program(menus: Sequence[Menu], required: float) -> list[int]:
