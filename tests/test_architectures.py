@@ -12,7 +12,7 @@ from tests import zoo
 
 HALF = "prune-channels{ratio=0.5}"
 TRANSFORMERS = ("gpt", "gpt-fresh", "bert", "llama", "llama-tied", "llama-fused", "encoder", "vit", "swin")
-RECURRENT = ("lstm", "gru")
+RECURRENT = ("lstm", "gru", "mamba")
 CONVOLUTIONAL = tuple(name for name in zoo.NAMES if name not in (*TRANSFORMERS, *RECURRENT, "convnext", "gated"))
 # PyTorch's own encoder starts all layers from equal weights: the TorchScript exporter merges equal matrices, so its
 # file ties the layers. The raw dynamo capture of recurrent modules reorders the gates of its weights in the graph.

@@ -19,6 +19,7 @@ NAMES = (
     "llama-tied",
     "llama-fused",
     "encoder",
+    "mamba",
     "lstm",
     "gru",
     "vit",

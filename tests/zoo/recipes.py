@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from tests.zoo import convolution, language, vision
+from tests.zoo import convolution, language, mamba, vision
 
 LENGTH = 12  # of a sequence, where it cannot vary
 BATCHED = {0: "batch"}
@@ -75,6 +75,7 @@ RECIPES: dict[str, Recipe] = {
     "llama-tied": Recipe(partial(language.Llama, tied=True)),
     "llama-fused": Recipe(partial(language.Llama, fused=True)),
     "encoder": Recipe(language.Encoder, axes=BATCHED),  # nn.MultiheadAttention traces its length as a number
+    "mamba": Recipe(mamba.Mamba, axes=BATCHED),  # how often its scan doubles depends on the length
     "lstm": Recipe(language.Recurrent),
     "gru": Recipe(partial(language.Recurrent, nn.GRU)),
     "vit": vision_recipe(vision.ViT),
