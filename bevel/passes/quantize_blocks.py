@@ -1,6 +1,8 @@
 """Keep weights in a few bits each, block by block."""
 
+import os
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from math import nan, sqrt
@@ -15,7 +17,7 @@ from bevel.passes.fitting.moments import moments
 from bevel.passes.formats import Format, Quantized, block_format
 from bevel.passes.quantization.forms import Form
 from bevel.passes.quantization.kernels import kernel
-from bevel.passes.quantization.ledger import Entry, Ledger
+from bevel.passes.quantization.ledger import Entry, Ledger, Result
 from bevel.passes.quantization.methods import compensating, quantized, relative_error
 from bevel.passes.quantization.standard import dequantized
 from bevel.passes.quantization.tables import SLICES, Tabled
@@ -26,6 +28,8 @@ Array = np.ndarray[Any, Any]
 
 # Above so many bytes of quantized weights, they are computed when they are read, one at a time, and not kept.
 KEPT: Final = 1 << 28
+# Weights quantized at a time: numpy lets threads work side by side, but memory is shared.
+THREADS: Final = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -117,16 +121,15 @@ class QuantizeBlocks(Pass):
             yield stored_lazily(entry.form, partial(self._late, entry.target), last)
 
     def _kept(self, model: ir.Model, planned: Sequence[Entry], ledger: Ledger, context: Context) -> Iterator[Stored]:
-        """Yield weights that are computed now; those that learn from data come last."""
+        """Yield weights that are computed now: those that learn from data after the others."""
         learnt = [entry for entry in planned if self.rounding == "gptq" and entry.target.layer is not None]
+        others = [entry for entry in planned if entry not in learnt]
         with Shown() as shown:
-            for entry in planned:
-                if entry not in learnt and (read := ledger.readable(entry.target)) is not None:
-                    result = self._quantized(entry.target, read)
-                    ledger.entries.append(replace(entry, error=relative_error(read, result)))
-                    if learnt:
-                        shown.show(entry.target, result)
-                    yield stored(entry.form, result)
+            with ThreadPoolExecutor(THREADS) as threads:
+                for entry, result in zip(others, threads.map(self._alone, others), strict=True):
+                    if learnt and result is not None:
+                        shown.show(entry.target, result.found)
+                    yield from ledger.take(entry, result)
             if learnt:
                 yield from self._learnt(model, {entry.target.node: entry for entry in learnt}, ledger, context, shown)
 
@@ -137,23 +140,29 @@ class QuantizeBlocks(Pass):
         layers = [entry.target.layer for entry in planned.values() if entry.target.layer is not None]
         for layer, moment in moments(model, layers, context):
             entry = planned[layer.node]
-            read = ledger.readable(entry.target)
-            if read is None:
-                continue
-            if moment.finite and moment.count:
-                result, lost = compensating(entry.target, read, self._format, self.axis, self.block, moment.second)
+            result = self._alone(entry, moment.second if moment.finite and moment.count else None)
+            if result is not None:
+                shown.show_alone(entry.target, result.found)
+            yield from ledger.take(entry, result)
+
+    def _alone(self, entry: Entry, second: Array | None = None) -> Result | None:
+        """Return a weight in its form, None if it is not finite."""
+        target = entry.target
+        with target.reading() as matrix:
+            if not np.isfinite(matrix).all():
+                return None
+            if second is None:
+                found, lost = self._quantized(target, matrix), nan
             else:
-                result, lost = self._quantized(entry.target, read), nan
-            ledger.entries.append(replace(entry, error=relative_error(read, result), output_error=sqrt(lost)))
-            shown.show_alone(entry.target, result)
-            yield stored(entry.form, result)
+                found, lost = compensating(target, matrix, self._format, self.axis, self.block, second)
+            return Result(found, stored(entry.form, found), relative_error(matrix, found), sqrt(lost))
 
     def _quantized(self, target: Target, matrix: Array) -> Quantized:
         return quantized(target, matrix, self._format, self.axis, self.block, self.rounding)
 
     def _late(self, target: Target) -> Quantized:
         """Return a weight that nobody looked at before."""
-        matrix = target.read()
-        if not np.isfinite(matrix).all():
-            raise UsageError("it holds what is no number", where=f"weight {target.name!r}", remedy="skip it")
-        return self._quantized(target, matrix)
+        with target.reading() as matrix:
+            if not np.isfinite(matrix).all():
+                raise UsageError("it holds what is no number", where=f"weight {target.name!r}", remedy="skip it")
+            return self._quantized(target, matrix)

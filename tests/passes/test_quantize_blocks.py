@@ -62,7 +62,8 @@ def rounded_in_numpy(text, weights, name, axis, block):
     """The float model with every weight as numpy says that it is after quantization."""
     model = graph(text, weights)
     for target in found(model, (), ())[0]:
-        matrix = block_format(name).round_trip(target.read(), target.axis(axis), block)
+        with target.reading() as matrix:
+            matrix = block_format(name).round_trip(matrix, target.axis(axis), block)
         target.weight.const_value = ir.tensor(matrix.reshape(target.shape), name=target.name)
     return model
 
@@ -146,7 +147,8 @@ def test_rows_of_a_table_are_exact(name, block):
     text = WORDS
     reference = graph(text, TABLES)
     (target,) = found(reference, ("table",), ())[0]
-    matrix = block_format(name).round_trip(target.read(), 1, block)
+    with target.reading() as matrix:
+        matrix = block_format(name).round_trip(matrix, 1, block)
     target.weight.const_value = ir.tensor(matrix, name="table")
     assert off(model, reference, text) < ROUNDING
 

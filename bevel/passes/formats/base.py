@@ -1,13 +1,14 @@
 """What a format is: the codes an element can have, and how the scale of a block is found and kept."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from bevel.errors import UsageError
-from bevel.passes.formats.blocks import ENTRIES, block_size, extents, join, parts, split
+from bevel.passes.formats.blocks import ENTRIES, Part, block_size, extents, join, long_rows, parts, split
 
 Array = np.ndarray[Any, Any]
 
@@ -57,6 +58,10 @@ class Format(ABC):
     def values(self, codes: Array, grid: Grid) -> Array:
         """Return what codes stand for, in single precision."""
 
+    def rounded(self, blocks: Array, grid: Grid) -> Array:
+        """Return what the nearest codes of elements stand for, an array of its own."""
+        return self.values(self.codes(blocks, grid), grid)
+
     @property
     def shares_factor(self) -> bool:
         """Whether the scales of an array have a factor in common."""
@@ -95,14 +100,15 @@ class Format(ABC):
         """
         base = self.base(array)
         blocks = split(array, axis, block)
-        codes, scale, zero = np.empty(blocks.shape, np.uint8), np.empty(_of_blocks(blocks), np.float32), None
-        for part in parts(blocks.shape):
-            piece = blocks[part].astype(np.float32, copy=False)
+        codes, scale = np.empty(blocks.shape, np.uint8), np.empty(_of_blocks(blocks), np.float32)
+        zero = np.empty(scale.shape, np.uint8) if self.zero_bits else None
+        rows, to_codes, to_scale = long_rows(blocks), long_rows(codes), long_rows(scale)
+        for part in parts(rows.shape):
+            piece = np.ascontiguousarray(rows[part], np.float32)
             grid = self.grid(piece, base)
-            codes[part], scale[part] = self.codes(piece, grid), grid.scale
-            if grid.zero is not None:
-                zero = np.empty(scale.shape, np.uint8) if zero is None else zero
-                zero[part] = grid.zero
+            to_codes[part], to_scale[part] = self.codes(piece, grid), grid.scale
+            if zero is not None:
+                long_rows(zero)[part] = grid.zero
         return self.assemble(codes, Grid(scale, zero), array.shape, axis, base)
 
     def assemble(self, codes: Array, grid: Grid, shape: tuple[int, ...], axis: int | None, base: float) -> "Quantized":
@@ -116,10 +122,10 @@ class Format(ABC):
         base = self.base(array)
         blocks = split(array, axis, block)
         result = np.empty(blocks.shape, np.float32)
-        for part in parts(blocks.shape):
-            piece = blocks[part].astype(np.float32, copy=False)
-            grid = self.grid(piece, base)
-            result[part] = self.values(self.codes(piece, grid), grid)
+        rows, to = long_rows(blocks), long_rows(result)
+        for part in parts(rows.shape):
+            piece = np.ascontiguousarray(rows[part], np.float32)
+            to[part] = self.rounded(piece, self.grid(piece, base))
         return join(result, array.shape, axis)
 
 
@@ -152,12 +158,21 @@ class Quantized:
 
     def decode(self) -> Array:
         """Return what the codes stand for, in single precision."""
+        result = np.empty((*self.scale.shape[:2], self.block, self.scale.shape[2]), np.float32)
+        for part, values in self.pieces():
+            result[part] = values
+        return join(result, self.codes.shape, self.axis)
+
+    def pieces(self) -> Iterator[tuple[Part, Array]]:
+        """Yield the values part by part, as blocks; what fills up a last block is zero."""
         blocks, grid = split(self.codes, self.axis, self.block), self.grid
-        result = np.empty(blocks.shape, np.float32)
+        count = extents(self.codes.shape, self.axis)[1]
         for part in parts(blocks.shape):
             before, some, _, inner = part
-            result[part] = self.format.values(blocks[part], grid[before, some, :, inner])
-        return join(result, self.codes.shape, self.axis)
+            values = self.format.values(blocks[part], grid[before, some, :, inner])
+            if count % self.block and some.stop >= blocks.shape[1]:
+                values[:, -1, count % self.block :] = 0
+            yield part, values
 
     @property
     def scale_codes(self) -> Array | None:

@@ -40,6 +40,15 @@ def split(array: Array, axis: int | None, block: int) -> Array:
     return rows.reshape(outer, -1, size, inner)
 
 
+def long_rows(blocks: Array) -> Array:
+    """Return blocks along the last axis of an array as `[1, 1, block, outer * blocks]`, others as they are: a view.
+
+    What is done to all entries of a block is then done to long rows. Blocks must be in the order of memory.
+    """
+    outer, count, size, inner = blocks.shape
+    return blocks if inner > 1 else blocks.reshape(outer * count, size).T[None, None]
+
+
 def join(blocks: Array, shape: tuple[int, ...], axis: int | None) -> Array:
     """Return the array of some shape that has these blocks; the way back of `split`.
 

@@ -34,17 +34,32 @@ class Integers(Format):
 
     def codes(self, blocks: Array, grid: Grid) -> Array:
         """Return the nearest codes, clipped."""
-        steps = blocks / grid.scale
-        steps += self.middle if grid.zero is None else grid.zero  # whole: before or after rounding is the same
-        np.rint(steps, out=steps)
-        np.clip(steps, 0, self.highest, out=steps)
-        return steps.astype(np.uint8)
+        codes: Array = self._steps(blocks, grid).astype(np.uint8)
+        return codes
 
     def values(self, codes: Array, grid: Grid) -> Array:
         """Return the distance of codes from that of zero, times scale."""
-        result = np.subtract(codes, np.float32(self.middle) if grid.zero is None else grid.zero, dtype=np.float32)
+        result = np.subtract(codes, self._zero(grid), dtype=np.float32)
         result *= grid.scale
         return result
+
+    def rounded(self, blocks: Array, grid: Grid) -> Array:
+        """Return the values of the nearest codes, without making bytes of these."""
+        steps = self._steps(blocks, grid)
+        steps -= self._zero(grid)
+        steps *= grid.scale
+        return steps
+
+    def _steps(self, blocks: Array, grid: Grid) -> Array:
+        """Return the nearest codes as floats."""
+        steps: Array = blocks / grid.scale
+        steps += self._zero(grid)  # whole: before or after rounding is the same
+        np.rint(steps, out=steps)
+        np.clip(steps, 0, self.highest, out=steps)
+        return steps
+
+    def _zero(self, grid: Grid) -> Any:
+        return np.float32(self.middle) if grid.zero is None else grid.zero
 
 
 @dataclass(frozen=True)

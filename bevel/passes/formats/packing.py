@@ -11,6 +11,9 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 BYTE: Final = 8
+STRIP: Final = 64
+"""The bytes of a line of the cache."""
+
 WIDTHS: Final = (8, 4, 2, 1)
 """The widths of planes, of which a byte holds a whole number."""
 
@@ -31,14 +34,24 @@ def pack(codes: Array, width: int) -> Array:
     [33, 3]
     """
     if width == BYTE:
-        return np.ascontiguousarray(codes, np.uint8)
+        return _in_order(codes.astype(np.uint8, copy=False))
     each = BYTE // width
     if missing := -codes.shape[-1] % each:
         codes = np.pad(codes, [*([(0, 0)] * (codes.ndim - 1)), (0, missing)])
     packed = np.array(codes[..., ::each], np.uint8)  # in the order in memory that the codes have: a transpose is cheap
     for place in range(1, each):
         packed |= codes[..., place::each] << np.uint8(place * width)
-    return np.ascontiguousarray(packed)
+    return _in_order(packed)
+
+
+def _in_order(array: Array) -> Array:
+    """Return an array whose last axis is the fastest; a transposed one is copied in strips that the cache holds."""
+    if array.ndim != 2 or array.flags.c_contiguous:
+        return np.ascontiguousarray(array)
+    result = np.empty(array.shape, array.dtype)
+    for start in range(0, array.shape[1], STRIP):
+        result[:, start : start + STRIP] = array[:, start : start + STRIP]
+    return result
 
 
 def unpack(packed: Array, width: int, count: int) -> Array:

@@ -10,16 +10,18 @@ Source: Frantar et al. 2023, GPTQ.
 from typing import Any, Final
 
 import numpy as np
-from scipy.linalg import cholesky
-from scipy.linalg.lapack import dtrtri
+from scipy.linalg import LinAlgError, cholesky, get_lapack_funcs
+from scipy.linalg.blas import sgemm
 
-from bevel.passes.fitting.second_order import Damped
+from bevel.passes.fitting.second_order import DAMPING, LEAST_DIAGONAL, Damped
 from bevel.passes.formats import Format, Grid
 
 Array = np.ndarray[Any, Any]
 
 # Inputs whose errors reach the far ones together.
 TOGETHER: Final = 32
+# Outputs from which the energy of all is estimated.
+ENOUGH: Final = 512
 
 
 def compensated(fmt: Format, weights: Array, grid: Grid, second: Array) -> tuple[Array, float]:
@@ -30,16 +32,15 @@ def compensated(fmt: Format, weights: Array, grid: Grid, second: Array) -> tuple
     codes, lost, energy = np.empty(weights.shape, np.uint8), 0.0, 0.0
     for group, moment in enumerate(second):
         order = np.argsort(-np.diag(moment), kind="stable")
-        damped = Damped(moment).matrix[np.ix_(order, order)]
         given = weights[group, order]
-        energy += float(np.sum(given * (damped.astype(np.float32) @ given)))
-        codes[group, order], error = _quantized(fmt, given, grid[group][order], inverse_factor(damped))
+        energy += _energy(given, moment[np.ix_(order, order)])
+        codes[group, order], error = _quantized(fmt, given, grid[group][order], _factor(moment, order))
         lost += error
     return codes, lost / energy if energy > 0 else 0.0
 
 
 def inverse_factor(moment: Array) -> Array:
-    """Return the upper triangular `U` with `U^T U` the inverse of a positive matrix, in single precision.
+    """Return the upper triangular `U` with `U^T U` the inverse of a positive matrix; raises `LinAlgError` otherwise.
 
     >>> u = inverse_factor(np.array([[2.0, 1.0], [1.0, 3.0]]))
     >>> bool(np.allclose(u.T @ u @ [[2, 1], [1, 3]], np.eye(2), atol=1e-6))
@@ -47,9 +48,27 @@ def inverse_factor(moment: Array) -> Array:
     """
     # Backwards, a lower factor is an upper one: H = R R^T, so H^-1 = (R^-1)^T R^-1.
     lower = cholesky(moment[::-1, ::-1], lower=True, check_finite=False)
-    inverse, _ = dtrtri(lower[::-1, ::-1], lower=0)
-    factor: Array = np.triu(inverse).astype(np.float32)
+    (invert,) = get_lapack_funcs(("trtri",), (lower,))
+    inverse, _ = invert(lower[::-1, ::-1], lower=0)
+    factor: Array = np.triu(inverse)
     return factor
+
+
+def _factor(moment: Array, order: Array) -> Array:
+    """Return the factor of a damped moment in some order of inputs, from single precision where that is enough."""
+    single = moment[np.ix_(order, order)].astype(np.float32)
+    single[np.diag_indices_from(single)] += np.float32(DAMPING * np.trace(moment) / len(moment) + LEAST_DIAGONAL)
+    try:
+        return inverse_factor(single)
+    except LinAlgError:
+        return inverse_factor(Damped(moment).matrix[np.ix_(order, order)]).astype(np.float32)
+
+
+def _energy(weights: Array, moment: Array) -> float:
+    """Return the energy of a layer's output, estimated from some outputs spread over all if there are many."""
+    some = np.ascontiguousarray(weights[:, :: -(-weights.shape[1] // ENOUGH)])
+    found = float(np.vdot(some, moment.astype(np.float32) @ some))
+    return found * int(weights.shape[1]) / max(int(some.shape[1]), 1)
 
 
 def _quantized(fmt: Format, weights: Array, grid: Grid, factor: Array) -> tuple[Array, float]:
@@ -58,8 +77,10 @@ def _quantized(fmt: Format, weights: Array, grid: Grid, factor: Array) -> tuple[
     for start in range(0, len(weights), TOGETHER):
         near = slice(start, start + TOGETHER)
         errors = _block(fmt, weights[near], grid[near], factor[near, near], codes[near])
-        weights[near.stop :] -= factor[near, near.stop :].T @ errors
-        lost += float(np.square(errors).sum())  # the cost of each step, by the formula above
+        rest = weights[near.stop :]
+        if rest.size:  # rest -= factor^T errors, in place
+            sgemm(-1, errors.T, factor[near, near.stop :], beta=1, c=rest.T, overwrite_c=1)
+        lost += float(np.vdot(errors, errors))  # the cost of each step, by the formula above
     return codes, lost
 
 

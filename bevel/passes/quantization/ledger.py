@@ -1,21 +1,20 @@
 """What was quantized, how it is stored and what it lost: sentences for the report."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import nan
 from statistics import median
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
 import onnx_ir as ir
 
 from bevel.ir.cost import cost
+from bevel.passes.formats import Quantized
 from bevel.passes.quantization.forms import Form
 from bevel.passes.quantization.kernels import ACCURACY, Kernel
 from bevel.passes.quantization.standard import Dequantized
 from bevel.passes.quantization.targets import Target
-
-Array = np.ndarray[Any, Any]
+from bevel.passes.quantization.writing import Stored
 
 # How many weights are named before the rest are counted.
 NAMED: Final = 4
@@ -42,6 +41,16 @@ class Entry:
         return self.target.name
 
 
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A weight in its format, what is stored of it, and its relative errors; of the output NaN if nobody looked."""
+
+    found: Quantized
+    stored: Stored
+    error: float
+    output_error: float
+
+
 @dataclass
 class Ledger:
     """The weights so far, and why others were left alone."""
@@ -49,13 +58,13 @@ class Ledger:
     left: dict[str, str]
     entries: list[Entry] = field(default_factory=list)
 
-    def readable(self, target: Target) -> Array | None:
-        """Return a weight's content as a matrix; note that it is left alone if it is not finite."""
-        matrix = target.read()
-        if np.isfinite(matrix).all():
-            return matrix
-        self.left[target.name] = "not finite"
-        return None
+    def take(self, entry: Entry, result: Result | None) -> Iterator[Stored]:
+        """Note what became of a weight, and yield what is stored of it, if anything."""
+        if result is None:
+            self.left[entry.name] = "not finite"
+            return
+        self.entries.append(replace(entry, error=result.error, output_error=result.output_error))
+        yield result.stored
 
     def notes(self, model: ir.Model) -> Iterator[str]:
         """Say how many weights are quantized and what that gains, how they are stored, and what they lost."""

@@ -55,10 +55,13 @@ def compensating(
 
 def relative_error(matrix: Array, found: Quantized) -> float:
     """Return the norm of what a weight loses, relative to its own."""
+    lost = 0.0
+    blocks = split(matrix, found.axis, found.block)
+    for part, values in found.pieces():
+        change = np.subtract(values, blocks[part], out=values)
+        lost += float(np.vdot(change, change))
     energy = float(np.vdot(matrix, matrix))
-    change = found.decode()
-    change -= matrix
-    return float(np.sqrt(np.vdot(change, change) / energy)) if energy > 0 else 0.0
+    return float(np.sqrt(lost / energy)) if energy > 0 else 0.0
 
 
 def _columns(layer: Layer, matrix: Array) -> Array:

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from bevel.passes.formats import Format, Grid
-from bevel.passes.formats.blocks import ENTRIES, parts
+from bevel.passes.formats.blocks import ENTRIES, long_rows, parts
 from bevel.passes.formats.integers import Integers
 
 Array = np.ndarray[Any, Any]
@@ -62,16 +62,16 @@ class Measure:
 
 
 def search(fmt: Format, blocks: Array, base: float, power: float = SQUARED, weights: Array | None = None) -> Grid:
-    """Return the grid `[outer, blocks, 1, inner]` of least error found; `weights` broadcast against elements."""
+    """Return the grid `[outer, blocks, 1, inner]` of least error found; `weights` has one for each element of blocks."""
     shape = (*blocks.shape[:2], 1, blocks.shape[3])
     scale, zero = np.empty(shape, np.float32), np.empty(shape, np.float32) if fmt.zero_bits else None
-    for part in parts(blocks.shape):
-        piece = blocks[part].astype(np.float32, copy=False)
-        heavy = None if weights is None else np.broadcast_to(weights, blocks.shape)[part]
-        found = _search(fmt, piece, base, Measure(power), heavy)
-        scale[part] = found.scale
+    rows, heavy = long_rows(blocks), None if weights is None else long_rows(weights)
+    for part in parts(rows.shape):
+        piece = np.ascontiguousarray(rows[part], np.float32)
+        found = _search(fmt, piece, base, Measure(power), None if heavy is None else np.ascontiguousarray(heavy[part]))
+        long_rows(scale)[part] = found.scale
         if zero is not None:
-            zero[part] = found.zero
+            long_rows(zero)[part] = found.zero
     return Grid(scale, zero)
 
 
@@ -111,6 +111,6 @@ def _refit(fmt: Format, target: Array, codes: Array, grid: Grid, base: float, we
 
 def error(fmt: Format, blocks: Array, grid: Grid) -> Array:
     """Return what each element loses."""
-    values = fmt.values(fmt.codes(blocks, grid), grid)
+    values = fmt.rounded(blocks, grid)
     change: Array = np.subtract(blocks, values, out=values)
     return change

@@ -1,6 +1,7 @@
 """The weights that can be quantized: of layers, and tables whose rows are gathered."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -65,10 +66,11 @@ class Target:
         """Return the matrix's axis that blocks run along; None where they run through the flat weight."""
         return {"in": self.in_axis, "out": 1 - self.in_axis, "flat": None}[along]
 
-    def read(self) -> Array:
-        """Return the matrix in single precision, the caller's own."""
+    @contextmanager
+    def reading(self) -> Iterator[Array]:
+        """Give the matrix in single precision; it must be neither kept nor written to."""
         with content(self.tensor) as array:
-            return np.array(array, np.float32, order="C").reshape(self.matrix_shape)
+            yield np.ascontiguousarray(array, np.float32).reshape(self.matrix_shape)
 
 
 def found(model: ir.Model, only: Sequence[str], skip: Sequence[str]) -> tuple[list[Target], dict[str, str]]:
