@@ -157,6 +157,17 @@ def importances(name: str | None) -> None:
 
 
 @bevel.command()
+@click.argument("name", required=False)
+def formats(name: str | None) -> None:
+    """List the formats of quantized numbers, or explain one."""
+    from bevel import registry
+    from bevel.commands.listing import explained_format, listed_formats
+    from bevel.passes.formats import block_format
+
+    click.echo(explained_format(block_format(name)) if name else "\n".join(listed_formats(registry.formats())))
+
+
+@bevel.command()
 @click.argument("operator", required=False)
 def rules(operator: str | None) -> None:
     """List the operators whose axes are understood, or say whether one is."""

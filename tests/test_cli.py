@@ -206,6 +206,14 @@ def test_passes_are_listed_and_explained():
     assert "did you mean 'fold'" in run("passes", "fodl").stderr
 
 
+def test_formats_are_listed_and_explained():
+    listed = run("formats").stdout
+    assert "int4                     5 bits  Signed whole numbers times a scale." in listed.splitlines()
+    explained = run("formats", "mxfp4").stdout
+    assert "Bits: 4.5 at 16, 4.25 at 32" in explained and "Levels: -6, -4, -3" in explained
+    assert "did you mean 'mxfp4'" in run("formats", "mxfp5").stderr
+
+
 def test_importances_are_listed_and_explained():
     listed = run("importances").stdout
     assert "lamp                 Score each entry, in each tensor by itself, by its energy" in listed

@@ -1,15 +1,18 @@
-"""`bevel passes`, `bevel importances` and `bevel rules`: what is installed, from its own docstrings and fields."""
+"""`bevel passes`, `importances`, `formats` and `rules`: what is installed, from its own docstrings and fields."""
 
 import inspect
 from collections.abc import Iterator
 
 from bevel.errors import UsageError, nearest
 from bevel.passes.base import Pass
+from bevel.passes.formats import Format, block_format
 from bevel.passes.importance import Importance, Scores
 from bevel.passes.options import schema
 from bevel.registry import OWN_DISTRIBUTION, Registry
 
 NAME_WIDTH = 20
+BLOCK = 32
+LEVELS = 16
 
 
 def listed(known: Registry) -> Iterator[str]:
@@ -32,6 +35,24 @@ def explained_importance(name: str, found: Scores) -> str:
     chosen = found if isinstance(found, Importance) else Importance(found)
     ways = (f"aggregate: {chosen.aggregate}", f"normalize: {chosen.normalize}")
     return "\n".join((name, "", _documentation(chosen), "", *ways))
+
+
+def listed_formats(known: Registry) -> Iterator[str]:
+    """Yield a line for each format: the bits an element takes, scale included, in the blocks that are usual."""
+    for name in known:
+        try:
+            found = block_format(name)
+            yield f"{name:<{NAME_WIDTH}} {found.bits(BLOCK):5.3g} bits  {_summary(type(found))}{_origin(known, name)}"
+        except UsageError as error:
+            yield f"{name:<{NAME_WIDTH}} cannot be used: {error.where}: {error.what}"
+
+
+def explained_format(found: Format) -> str:
+    """Return a format's documentation: how its scales are chosen, what it takes and what its codes stand for."""
+    levels = ", ".join(f"{level:.4g}" for level in found.levels[:LEVELS])
+    more = ", ..." if len(found.levels) > LEVELS else ""
+    sizes = ", ".join(f"{found.bits(block):.4g} at {block}" for block in (16, BLOCK, 128))
+    return "\n".join((found.name, "", _documentation(type(found)), "", f"Bits: {sizes}", f"Levels: {levels}{more}"))
 
 
 def operators(wanted: str | None) -> Iterator[str]:

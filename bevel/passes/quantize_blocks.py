@@ -102,7 +102,7 @@ class QuantizeBlocks(Pass):
     ) -> tuple[Form | None, str]:
         """Return how a weight is to be stored, and why not as wished."""
         axis, opset = target.axis(self.axis), model.opset_imports.get("", 1)
-        wished: Form | str | None
+        wished: Form | str
         if self.emit == "fast":
             wished = kernel(target, self._format, axis, self.block)
         else:
@@ -111,7 +111,7 @@ class QuantizeBlocks(Pass):
             return wished, ""
         if opset < SLICES:
             return None, f"opset {opset} cannot decode it"
-        return Tabled(target, self._format, axis, self.block, tables=tables), wished or ""
+        return Tabled(target, self._format, axis, self.block, tables=tables), wished
 
     def _streamed(self, planned: Sequence[Entry], ledger: Ledger) -> Iterator[Stored]:
         """Yield weights that are computed one at a time while the model is written."""

@@ -20,7 +20,7 @@ Scale: TypeAlias = Literal["float", "power", "small"]
 
 @dataclass(frozen=True)
 class Codebook(Format):
-    """Levels in ascending order, times a scale that brings the largest magnitude of a block to the greatest level.
+    """Levels of a table, times a scale that brings the block's largest magnitude to the greatest.
 
     With a power of two for a scale, it is the largest magnitude's exponent less that of the greatest level: magnitudes
     beyond that level are clipped to it, as in the OCP Microscaling Formats specification.

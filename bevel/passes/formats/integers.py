@@ -34,12 +34,11 @@ class Integers(Format):
 
     def codes(self, blocks: Array, grid: Grid) -> Array:
         """Return the nearest codes, clipped."""
-        codes: Array = self._steps(blocks, grid).astype(np.uint8)
-        return codes
+        return self._steps(blocks, grid).astype(np.uint8)
 
     def values(self, codes: Array, grid: Grid) -> Array:
         """Return the distance of codes from that of zero, times scale."""
-        result = np.subtract(codes, self._zero(grid), dtype=np.float32)
+        result: Array = np.subtract(codes, self._zero(grid), dtype=np.float32)
         result *= grid.scale
         return result
 
@@ -52,7 +51,7 @@ class Integers(Format):
 
     def _steps(self, blocks: Array, grid: Grid) -> Array:
         """Return the nearest codes as floats."""
-        steps: Array = blocks / grid.scale
+        steps = blocks / grid.scale
         steps += self._zero(grid)  # whole: before or after rounding is the same
         np.rint(steps, out=steps)
         np.clip(steps, 0, self.highest, out=steps)
@@ -64,10 +63,10 @@ class Integers(Format):
 
 @dataclass(frozen=True)
 class Symmetric(Integers):
-    """Signed integers, the lowest of which is the element of the block that is farthest from zero.
+    """Signed whole numbers times a scale.
 
-    The scale is that element over `-2^(bits-1)`, so it is negative where the element is positive: all codes are used,
-    and the step is 1/8 of the largest magnitude at 4 bits, not 1/7.
+    The scale is the element of the block that is farthest from zero over `-2^(bits-1)`, so it is negative where that
+    element is positive: all codes are used, and the step is 1/8 of the largest magnitude at 4 bits, not 1/7.
     """
 
     def grid(self, blocks: Array, base: float = 1.0) -> Grid:
@@ -78,7 +77,7 @@ class Symmetric(Integers):
 
 @dataclass(frozen=True)
 class BlockFloat(Integers):
-    """Mantissas of `code_bits` bits, sign included, with one exponent of 8 bits a block.
+    """Block floating point: mantissas with an exponent for each block.
 
     The step is `2^(e - (bits - 2))` with `e` the exponent of the largest magnitude; the top mantissas are clipped.
     """
@@ -94,7 +93,7 @@ class BlockFloat(Integers):
 
 @dataclass(frozen=True)
 class Affine(Integers):
-    """Unsigned integers with a scale and the code of zero: from the least element of the block to the greatest.
+    """Unsigned whole numbers less a zero point, times a scale: from the block's least element to its greatest.
 
     Zero is always one of the values, so that what is zero stays zero.
     """

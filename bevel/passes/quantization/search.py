@@ -62,7 +62,7 @@ class Measure:
 
 
 def search(fmt: Format, blocks: Array, base: float, power: float = SQUARED, weights: Array | None = None) -> Grid:
-    """Return the grid `[outer, blocks, 1, inner]` of least error found; `weights` has one for each element of blocks."""
+    """Return the grid `[outer, blocks, 1, inner]` of least error found; `weights` are of the elements of blocks."""
     shape = (*blocks.shape[:2], 1, blocks.shape[3])
     scale, zero = np.empty(shape, np.float32), np.empty(shape, np.float32) if fmt.zero_bits else None
     rows, heavy = long_rows(blocks), None if weights is None else long_rows(weights)

@@ -84,12 +84,16 @@ class Dequantized(Form):
             node.attributes.pop("transB", None)
 
 
-def dequantized(target: Target, fmt: Format, axis: int | None, block: int, opset: int) -> Dequantized | None:
-    """Return a weight in front of DequantizeLinear, if that is exact and as small, and ONNX Runtime makes it fast."""
+def dequantized(target: Target, fmt: Format, axis: int | None, block: int, opset: int) -> Dequantized | str:
+    """Return a weight in front of DequantizeLinear, or why not: it would not be exact, as small, or fast."""
     node = target.node
-    if node.op_type not in (MATMUL, GEMM) or axis != target.in_axis or target.tensor.dtype is not ir.DataType.FLOAT:
-        return None
+    if node.op_type not in (MATMUL, GEMM):
+        return f"nothing fuses DequantizeLinear with {node.op_type}"
+    if opset < BLOCKED:
+        return f"opset {opset} has no DequantizeLinear in blocks; {BLOCKED} has"
     if not isinstance(fmt, Integers) or isinstance(fmt, BlockFloat) or (fmt.code_bits, fmt.zero_bits > 0) not in TYPES:
-        return None
+        return f"DequantizeLinear has no {fmt.name}"
     whole = not block or block >= target.matrix_shape[target.in_axis]
-    return Dequantized(target, fmt, axis, block) if opset >= BLOCKED and (whole or block in PIECES) else None
+    if axis != target.in_axis or not (whole or block in PIECES) or target.tensor.dtype is not ir.DataType.FLOAT:
+        return "nothing fuses DequantizeLinear in such blocks"
+    return Dequantized(target, fmt, axis, block)
