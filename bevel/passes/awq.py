@@ -10,7 +10,6 @@ import numpy as np
 import onnx_ir as ir
 
 from bevel.ir.groups import analyse
-from bevel.ir.transform import Move, move
 from bevel.passes.base import SAMPLES, Context, Doc, Outcome, Pass, Preserving, Promise, Range
 from bevel.passes.fitting.layers import Layer
 from bevel.passes.fitting.magnitudes import measured
@@ -63,7 +62,8 @@ class Awq(Pass):
         read = list(dict.fromkeys(reading.layer for each in found for reading in each.readings))
         for layer, walk in visits(model, read, replace(context, samples=self.samples)):
             search.visit(layer, walk, context)
-        move(analysis, [Move(each.group, each.motion, each.factor(scale)) for each, scale in search.scales.items()])
+        for each, scale in search.scales.items():
+            each.divide(analysis, scale)
         return Outcome(notes=(*search.notes(), *left_alone(analysis, read)))
 
 
@@ -111,7 +111,7 @@ class _Search:
 
     def _choose(self, each: Scaling) -> None:
         """Search for one exponent, unless the moments of some layer overflow."""
-        size, parts = each.group.size, [self._part(reading) for reading in each.readings]
+        size, parts = each.size, [self._part(reading) for reading in each.readings]
         if not all(np.isfinite(part.second).all() for part in parts):
             self.scales[each] = np.ones(size)
             return

@@ -7,7 +7,6 @@ import numpy as np
 import onnx_ir as ir
 
 from bevel.ir.groups import analyse
-from bevel.ir.transform import Move, move
 from bevel.passes.base import Context, Doc, Outcome, Pass, Preserving, Promise, Range
 from bevel.passes.scaling.balance import Balance, balanced
 from bevel.passes.scaling.factors import powers_of_two
@@ -48,8 +47,6 @@ class Equalize(Pass):
         balance = Balance(analysis, chains)
         before = balance.precision()
         rounds = balance.settle(self.rounds)
-        factors = {each: balance.factors[each] for each in chains}
-        if self.exact:
-            factors = {each: powers_of_two(factor) for each, factor in factors.items()}
-        move(analysis, [Move(each.group, each.motion, factor) for each, factor in factors.items()])
+        for chain, factor in balance.factors.items():
+            chain.direction.carry_out(analysis, powers_of_two(factor) if self.exact else factor)
         return Outcome(notes=tuple(balance.notes(before, rounds)))

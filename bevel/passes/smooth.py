@@ -7,7 +7,6 @@ import numpy as np
 import onnx_ir as ir
 
 from bevel.ir.groups import analyse
-from bevel.ir.transform import Move, move
 from bevel.passes.base import SAMPLES, Context, Doc, Outcome, Pass, Preserving, Promise, Range
 from bevel.passes.fitting.layers import Layer
 from bevel.passes.fitting.magnitudes import magnitudes
@@ -55,7 +54,7 @@ class Smooth(Pass):
         ranges = dict(before)
         for each in found:
             scale = self._scale(each, ranges)
-            move(analysis, [Move(each.group, each.motion, each.factor(scale))])
+            each.divide(analysis, scale)
             for data, owned in {reading.layer.data: reading.owners for reading in each.readings}.items():
                 ranges[data] = ranges[data] / spread(scale, owned)
         return Outcome(notes=(*_gained(list(read), before, ranges), *left_alone(analysis, list(read))))
@@ -63,7 +62,7 @@ class Smooth(Pass):
     def _scale(self, each: Scaling, ranges: dict[ir.Value, Array]) -> Array:
         """Return by what to divide the inputs that a motion scales."""
         inputs, weights = (
-            np.max([largest_of(values, reading.owners, each.group.size) for reading, values in sides], axis=0)
+            np.max([largest_of(values, reading.owners, each.size) for reading, values in sides], axis=0)
             for sides in (
                 [(reading, ranges[reading.layer.data]) for reading in each.readings],
                 [(reading, columns(reading.layer)) for reading in each.readings],

@@ -6,10 +6,10 @@ import pytest
 from bevel.errors import PromiseBroken
 from bevel.ir.groups import analyse
 from bevel.ir.transform import move
-from bevel.passes import equalize
 from bevel.passes.equalize import Equalize
 from bevel.passes.fitting.layers import layers
 from bevel.passes.pipeline import optimize
+from bevel.passes.scaling import motions
 from bevel.passes.scaling.balance import SETTLED, Balance, balanced
 from bevel.testing import check_pass
 from tests.passes.nets import Net
@@ -116,7 +116,7 @@ def test_a_bias_that_is_left_behind_is_caught(monkeypatch):
             kept = {place: power for place, power in each.motion.exponents.items() if place.value.name != "b1"}
             move(analysis, [replace(each, motion=replace(each.motion, exponents=kept))])
 
-    monkeypatch.setattr(equalize, "move", forgetful)
+    monkeypatch.setattr(motions, "move", forgetful)
     net = uneven("mlp", w1=1, w2=0)
     with pytest.raises(PromiseBroken, match="equalize"):
         optimize(net.model, "equalize", calibration=net.feeds)

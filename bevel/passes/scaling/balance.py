@@ -8,13 +8,11 @@ import numpy as np
 import onnx_ir as ir
 
 from bevel.ir.content import content
-from bevel.ir.groups import Analysis, Group
-from bevel.ir.mixing import mixed, powered
+from bevel.ir.groups import Analysis
 from bevel.ir.strands import Occurrence
-from bevel.ir.symmetry import Motion
 from bevel.passes.fitting.layers import layers
 from bevel.passes.scaling.factors import equalizing
-from bevel.passes.scaling.motions import along, largest_of, motions, owners
+from bevel.passes.scaling.motions import Direction, directions, largest_of, spread
 
 Array = np.ndarray[Any, Any]
 
@@ -24,10 +22,9 @@ SETTLED: Final = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """A motion with weights of layers that it multiplies, and weights that it divides."""
+    """A direction with weights of layers that it multiplies, and weights that it divides."""
 
-    group: Group
-    motion: Motion
+    direction: Direction
     before: tuple[Occurrence, ...]
     after: tuple[Occurrence, ...]
 
@@ -36,12 +33,12 @@ def balanced(analysis: Analysis, only: Sequence[str], skip: Sequence[str]) -> li
     """Return the motions that have weights of layers on both sides."""
     weights = {layer.weight for layer in layers(analysis.model)}
     found = []
-    for group, motion in motions(analysis, only, skip):
-        powers = {each: power for each, power in motion.initializers.items() if each.value in weights}
+    for direction in directions(analysis, only, skip):
+        powers = {each: power for each, power in direction.motion.initializers.items() if each.value in weights}
         before = tuple(each for each, power in powers.items() if power == 1)
         after = tuple(each for each, power in powers.items() if power == -1)
         if before and after and len(before) + len(after) == len(powers):
-            found.append(Chain(group, motion, before, after))
+            found.append(Chain(direction, before, after))
     return found
 
 
@@ -51,11 +48,13 @@ class Balance:
     def __init__(self, analysis: Analysis, chains: Sequence[Chain]) -> None:
         self._analysis = analysis
         self._chains = chains
-        self._sides = [each for chain in chains for each in (*chain.before, *chain.after)]
-        self._sizes = {each: chain.group.size for chain in chains for each in (*chain.before, *chain.after)}
-        self._owners = {each: owners(analysis, [each], self._sizes[each]) for each in dict.fromkeys(self._sides)}
-        self._arrays = {each.value: _magnitudes(each.value) for each in self._sides}
-        self.factors = {chain: np.ones(chain.group.size) for chain in chains}
+        self._owners = {
+            (chain, each): chain.direction.owners(analysis, [each])
+            for chain in chains
+            for each in (*chain.before, *chain.after)
+        }
+        self._arrays = {each.value: _magnitudes(each.value) for _, each in self._owners}
+        self.factors = {chain: np.ones(chain.direction.size) for chain in chains}
 
     def settle(self, most: int) -> int:
         """Balance chain after chain until all are, or often enough; return how often."""
@@ -67,29 +66,28 @@ class Balance:
 
     def _balance(self, chain: Chain) -> float:
         """Give both sides of a chain the same ranges; return by how much they changed, as a logarithm."""
-        before, after = (np.max([self._range(each) for each in side], axis=0) for side in (chain.before, chain.after))
+        before, after = (
+            np.max([self._range(chain, each) for each in side], axis=0) for side in (chain.before, chain.after)
+        )
         factor = equalizing(before, after)
-        for each, power in chain.motion.initializers.items():
-            if each.value in self._arrays:
-                self._multiply(each, powered(factor, power))
+        for each in (*chain.before, *chain.after):
+            array = self._arrays[each.value]
+            vector = spread(factor ** float(chain.direction.motion.exponents[each]), self._owners[chain, each])
+            self._arrays[each.value] = array * vector.reshape(-1, *[1] * (array.ndim - each.axis - 1))
         self.factors[chain] = self.factors[chain] * factor
         return float(np.abs(np.log(factor)).max())
 
-    def _range(self, each: Occurrence) -> Array:
+    def _range(self, chain: Chain, each: Occurrence) -> Array:
         """Return the largest magnitude that a weight has for each entry."""
         array = self._arrays[each.value]
         others = tuple(place for place in range(array.ndim) if place != each.axis)
-        return largest_of(array.max(others), self._owners[each], self._sizes[each])
-
-    def _multiply(self, each: Occurrence, factor: Array) -> None:
-        axis, first = along(self._analysis, each), np.moveaxis(self._arrays[each.value], each.axis, 0)
-        self._arrays[each.value] = np.moveaxis(mixed(first, axis, each.path, factor), 0, each.axis)
+        return largest_of(array.max(others), self._owners[chain, each], chain.direction.size)
 
     def precision(self) -> dict[Occurrence, float]:
         """Return how much of a weight's range its channels use in the mean, along each dimension that is scaled."""
         found = {}
-        for each in self._owners:
-            ranges = self._range(each)
+        for chain, each in self._owners:
+            ranges = self._range(chain, each)
             found[each] = float(ranges.mean() / ranges.max()) if ranges.max() > 0 else 1.0
         return found
 

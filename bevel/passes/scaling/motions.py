@@ -5,11 +5,12 @@ scale the first and the second against the third. The first against the second i
 multiply the same weight are combined, too.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import combinations
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx_ir as ir
@@ -17,18 +18,58 @@ import onnx_ir as ir
 from bevel.ir.axes import Axis, Dim, atoms
 from bevel.ir.coupling import Freedom
 from bevel.ir.groups import Analysis, Group
-from bevel.ir.mixing import mixed
+from bevel.ir.joint import Joint, entries, entries_within, joint, scale_within
 from bevel.ir.strands import Occurrence
 from bevel.ir.symmetry import Motion
+from bevel.ir.transform import Move, move
 from bevel.passes.choice import MOST_REASONS
 from bevel.passes.fitting.layers import Layer, layers
 
 Array = np.ndarray[Any, Any]
 
+# The name of a node within a reason.
+_NAME: Final = re.compile(r" '[^']*'")
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """A motion along a group, by factors of its entries; of those of each head by itself where `joint` says how."""
+
+    group: Group
+    motion: Motion
+    joint: Joint | None = None
+
+    @property
+    def size(self) -> int:
+        """How many factors there are."""
+        return self.group.size if self.joint is None else self.joint.size
+
+    def owners(self, analysis: Analysis, places: Sequence[Occurrence]) -> Array:
+        """Return which factor each place along the axis of some occurrences has; -1 for none."""
+        found = np.full(along(analysis, places[0]).size, -1)
+        for each in places:
+            if self.joint is None:
+                own = entries(along(analysis, each), each, self.group.size)
+            else:
+                own = entries_within(analysis, self.joint, each)
+            found = np.where(own >= 0, own, found)
+        return found
+
+    def readable(self, place: Occurrence) -> bool:
+        """Say whether the factors of a place can be told along its axis: that of heads and channels."""
+        return self.joint is None or self.joint.beside[place].axis == place.axis
+
+    def carry_out(self, analysis: Analysis, factor: Array) -> None:
+        """Multiply every tensor that moves by its power of some factors."""
+        if self.joint is None:
+            move(analysis, [Move(self.group, self.motion, factor)])
+        else:
+            scale_within(analysis, self.joint, factor)
+
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """A layer whose input channels move, against its weight; `owners` says which entry each is, -1 for none."""
+    """A layer whose input channels move, against its weight; `owners` says which factor each has, -1 for none."""
 
     layer: Layer
     owners: Array
@@ -36,16 +77,20 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """A motion that multiplies what layers read: by its factors to the power of `power`."""
+    """A direction in which what layers read is multiplied: by the factors to the power of `power`."""
 
-    group: Group
-    motion: Motion
+    direction: Direction
     readings: tuple[Reading, ...]
     power: int
 
-    def factor(self, scale: Array) -> Array:
-        """Return the factors that divide what layers read by a scale."""
-        return np.asarray(scale ** (-1 / self.power))
+    @property
+    def size(self) -> int:
+        """How many factors there are."""
+        return self.direction.size
+
+    def divide(self, analysis: Analysis, scale: Array) -> None:
+        """Divide what the layers read by a scale, and let everything else follow."""
+        self.direction.carry_out(analysis, scale ** (-1 / self.power))
 
 
 def scalings(analysis: Analysis, only: Sequence[str], skip: Sequence[str]) -> list[Scaling]:
@@ -57,23 +102,42 @@ def scalings(analysis: Analysis, only: Sequence[str], skip: Sequence[str]) -> li
     for layer in layers(analysis.model):
         by_data.setdefault(layer.data, []).append(layer)
     best: dict[object, Scaling] = {}
-    for group, motion in motions(analysis, only, skip):
-        found = _scaling(analysis, group, motion, by_data)
+    for direction in directions(analysis, only, skip):
+        found = _scaling(analysis, direction, by_data)
         if found is None:
             continue
-        key = (group, frozenset(reading.layer.node for reading in found.readings))
-        if key not in best or len(motion.exponents) < len(best[key].motion.exponents):
+        key = (direction.group, frozenset(reading.layer.node for reading in found.readings))
+        if key not in best or len(direction.motion.exponents) < len(best[key].direction.motion.exponents):
             best[key] = found
     return list(best.values())
 
 
-def motions(analysis: Analysis, only: Sequence[str], skip: Sequence[str]) -> Iterator[tuple[Group, Motion]]:
-    """Yield the scales that can move, one by one and combined in pairs."""
-    for group in analysis.groups:
-        for motion in [*(basis := group.motions(Freedom.SCALE)), *_combined(basis)]:
-            names = {group.name, *(each.value.name or "" for each in motion.initializers)}
-            if (not only or _match(names, only)) and not _match(names, skip):
-                yield group, motion
+def directions(analysis: Analysis, only: Sequence[str], skip: Sequence[str]) -> list[Direction]:
+    """Return what can be scaled, one by one and combined in pairs.
+
+    Channels of heads are scaled head by head where that is allowed, which makes a scale of whole heads superfluous.
+    """
+    found = [_direction(analysis, group, motion) for group in analysis.groups for motion in _motions(group)]
+    whole = {(each.joint.heads, frozenset(each.joint.beside.values())) for each in found if each.joint is not None}
+    return [
+        each
+        for each in found
+        if (each.group, frozenset(each.motion.exponents)) not in whole and _asked(each, only, skip)
+    ]
+
+
+def _direction(analysis: Analysis, group: Group, motion: Motion) -> Direction:
+    return Direction(group, motion, joint(analysis, group, motion))
+
+
+def _asked(each: Direction, only: Sequence[str], skip: Sequence[str]) -> bool:
+    names = {each.group.name, *(place.value.name or "" for place in each.motion.initializers)}
+    return (not only or _match(names, only)) and not _match(names, skip)
+
+
+def _motions(group: Group) -> list[Motion]:
+    basis = group.motions(Freedom.SCALE)
+    return [*basis, *_combined(basis)]
 
 
 def _match(names: set[str], patterns: Sequence[str]) -> bool:
@@ -95,33 +159,23 @@ def _sum(left: Motion, right: Motion, sign: int) -> Motion:
     return Motion({each: power for each, power in powers.items() if power})
 
 
-def _scaling(analysis: Analysis, group: Group, motion: Motion, by_data: dict[ir.Value, list[Layer]]) -> Scaling | None:
-    """Return a motion with the layers that it scales the input of; None if there are none, or they move apart."""
-    weights = {each.value: power for each, power in motion.initializers.items()}
+def _scaling(analysis: Analysis, direction: Direction, by_data: Mapping[ir.Value, list[Layer]]) -> Scaling | None:
+    """Return a direction with the layers that it scales the input of; None if there are none, or they move apart."""
+    exponents = direction.motion.exponents
+    weights = {each.value: power for each, power in direction.motion.initializers.items()}
     read: dict[ir.Value, list[Occurrence]] = {}
-    for each in motion.exponents:
-        if each.value in by_data:
+    for each in exponents:
+        if each.value in by_data and direction.readable(each):
             read.setdefault(each.value, []).append(each)
     readings, powers = [], set()
     for data, places in read.items():
         rank = len(analysis.axes(data) or ())
         for layer in by_data[data]:
-            along = [each for each in places if each.axis == layer.channel_axis % rank]
-            if along and weights.get(layer.weight) == -motion.exponents[along[0]]:
-                powers |= {motion.exponents[each] for each in along}
-                readings.append(Reading(layer, owners(analysis, along, group.size)))
-    return Scaling(group, motion, tuple(readings), powers.pop()) if len(powers) == 1 else None
-
-
-def owners(analysis: Analysis, places: Sequence[Occurrence], size: int) -> Array:
-    """Return which entry of a dimension each place along an axis is, where the dimension stands; -1 elsewhere."""
-    axis = along(analysis, places[0])
-    found = np.full(axis.size, -1)
-    for each in places:
-        # What is not multiplied stays 1: entries are counted from 2.
-        entries = mixed(np.ones(axis.size), axis, each.path, np.arange(2.0, size + 2)).astype(np.int64) - 2
-        found = np.where(entries >= 0, entries, found)
-    return found
+            channels = [each for each in places if each.axis == layer.channel_axis % rank]
+            if channels and weights.get(layer.weight) == -exponents[channels[0]]:
+                powers |= {exponents[each] for each in channels}
+                readings.append(Reading(layer, direction.owners(analysis, channels)))
+    return Scaling(direction, tuple(readings), powers.pop()) if len(powers) == 1 else None
 
 
 def along(analysis: Analysis, place: Occurrence) -> Axis:
@@ -163,21 +217,25 @@ def spread(factor: Array, owned: Array) -> Array:
 
 
 def left_alone(analysis: Analysis, scaled: Sequence[Layer]) -> list[str]:
-    """Say how many layers read what was scaled, and what keeps the inputs of the others still."""
+    """Say how many layers read what was scaled, and what keeps the inputs of the others still.
+
+    Reasons that differ in the name of the node only are one, with the first node's name.
+    """
     everything, done = layers(analysis.model), {layer.node for layer in scaled}
     groups = {group.dim: group for group in analysis.groups}
-    reasons: dict[str, list[str]] = {}
+    found: dict[str, list[tuple[str, str]]] = {}
     for layer in everything:
         if layer.node not in done:
-            reasons.setdefault(_why(analysis, layer, groups), []).append(layer.weight.name or "")
-    ordered = sorted(reasons.items(), key=lambda entry: -len(entry[1]))
-    lines = [f"left alone: {_listed(names)}: {reason}" for reason, names in ordered[:MOST_REASONS]]
+            reason = _why(analysis, layer, groups)
+            found.setdefault(_NAME.sub("", reason), []).append((layer.weight.name or "", reason))
+    ordered = sorted(found.values(), key=lambda entries: -len(entries))
+    lines = [_left([name for name, _ in entries], entries[0][1]) for entries in ordered[:MOST_REASONS]]
     return [f"{len(done)} of {len(everything)} layers read scaled inputs", *lines]
 
 
-def _listed(names: Sequence[str]) -> str:
+def _left(names: Sequence[str], reason: str) -> str:
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"the input of {names[0]}{more}"
+    return f"left alone: the input of {names[0]}{more}: {reason}"
 
 
 def _why(analysis: Analysis, layer: Layer, groups: Mapping[Dim, Group]) -> str:
