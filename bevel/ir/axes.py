@@ -128,6 +128,8 @@ def product(*factors: Axis) -> Axis:
     >>> a, b, c = Dim(2), Dim(3), Dim(4)
     >>> product(total(a, b), c)
     2*4 + 3*4
+    >>> product(total(ONE, a), total(b, c))
+    3 + 4 + 2*(3 + 4)
     """
     flat: list[Axis] = []
     for factor in factors:
@@ -139,7 +141,7 @@ def product(*factors: Axis) -> Axis:
     if len(flat) == 1:
         return flat[0]
     if flat and isinstance(flat[0], Sum):  # (a + b) * c = a*c + b*c
-        return Sum(tuple([product(term, *flat[1:]) for term in flat[0].terms]))
+        return total(*[product(term, *flat[1:]) for term in flat[0].terms])
     return Product(tuple(flat)) if flat else ONE
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bevel.ir.axes import ONE, Axis, Dim, Solver, atoms, fresh, product, resolve, total
+from bevel.ir.axes import ONE, Axis, Dim, Solver, _settled, atoms, fresh, product, resolve, total
 from bevel.ir.edit import entries, indicator
 from bevel.ir.sizes import FIRST_SYMBOL, Symbols, is_symbolic
 
@@ -220,3 +220,12 @@ def test_an_axis_in_normal_form_is_not_built_anew():
     row.bound = finer = Dim(2)
     assert resolve(long) is not long
     assert list(atoms(resolve(long)))[-1] is finer
+
+
+@given(equations(), single_axes())
+def test_axes_come_out_in_normal_form(pairs, other):
+    solved(pairs)
+    for left, right in pairs:
+        for axis in (left, right, product(left, other), product(other, right), total(left, other)):
+            found = resolve(axis)
+            assert isinstance(found, Dim) or _settled(found)
