@@ -62,12 +62,17 @@ planted (float[n, s, {WIDTH}] x) => (float[n, s, {WIDTH}] y)
 class Subject:
     """A network, unlabelled inputs, what its quality is, and how wide its heads are."""
 
-    model: Callable[[], ir.Model]
+    loaded: Callable[[], ir.Model]
     calibration: Callable[[], list[Feed]]
     quality: Callable[[ir.Model], Mapping[str, float]]
     head: int
 
+    def model(self) -> ir.Model:
+        """Return a copy of the network, the caller's own."""
+        return self.loaded().clone()
 
+
+@cache
 def planted() -> ir.Model:
     """Return the network with large channels."""
     proto, rng = onnx.parser.parse_model(PLANTED), np.random.default_rng(0)
@@ -111,6 +116,7 @@ def planted_quality(model: ir.Model) -> Mapping[str, float]:
     return {"output error": float(np.square(found - expected).sum() / np.square(expected).sum())}
 
 
+@cache
 def minilm() -> ir.Model:
     from tests import zoo
 
@@ -146,6 +152,8 @@ def answers(model: ir.Model, feeds: Iterable[Feed]) -> Array:
 
 SUBJECTS: Final[dict[str, Subject]] = {
     "planted": Subject(planted, lambda: noise(1), planted_quality, HEAD),
-    "character GPT": Subject(gpt.model, gpt.calibration, lambda model: {"perplexity": gpt.perplexity(model)}, gpt.EACH),
+    "character GPT": Subject(
+        cache(gpt.model), gpt.calibration, lambda model: {"perplexity": gpt.perplexity(model)}, gpt.EACH
+    ),
     "MiniLM": Subject(minilm, lambda: functions.feeds(functions.corpus()["calibration"]), minilm_quality, 32),
 }

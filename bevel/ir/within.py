@@ -11,7 +11,7 @@ the same head: a rotation whose angles all heads share does not pass, nor does t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -33,14 +33,21 @@ from bevel.ir.strands import Occurrence, alternatives, occurrences, strands
 
 def host(analysis: Analysis, group: Group) -> Group | None:
     """Return the group (heads) each of whose entries may put the entries of `group` in an order of its own, if any."""
-    if not group.allows(Freedom.PERMUTE):
-        return None
+    return hosts(analysis, [group]).get(group)
+
+
+def hosts(analysis: Analysis, groups: Iterable[Group]) -> dict[Group, Group]:
+    """Return the `host` of each of several groups that has one."""
     by_dim = {each.dim: each for each in analysis.groups}
-    for outer in outer_dims(analysis, group):
-        found = by_dim.get(outer)
-        if found is not None and found.allows(Freedom.SELECT) and _Nodes(analysis, group.dim, outer).agree():
-            return found
-    return None
+    nodes = _Nodes(analysis)
+    found: dict[Group, Group] = {}
+    for group in groups:
+        around = dict.fromkeys(outer_dims(analysis, group)) if group.allows(Freedom.PERMUTE) else {}
+        heads = (by_dim[dim] for dim in around if dim in by_dim and by_dim[dim].allows(Freedom.SELECT))
+        free = next((each for each in heads if nodes.agree(group.dim, each.dim)), None)
+        if free is not None:
+            found[group] = free
+    return found
 
 
 def permute_within(analysis: Analysis, orders: Mapping[str, np.ndarray]) -> None:
@@ -157,54 +164,59 @@ def outer_dims(analysis: Analysis, group: Group) -> Iterator[Dim]:
         yield from reversed(before)
 
 
-@dataclass
 class _Nodes:
-    """The nodes that have a dimension: do they keep the heads it lies in apart?"""
+    """The nodes and initializers of a graph by dimension: do they keep the heads that it lies in apart?"""
 
-    analysis: Analysis
-    inner: Dim
-    outer: Dim
+    def __init__(self, analysis: Analysis) -> None:
+        self.analysis = analysis
+        self.nodes: dict[Dim, dict[ir.Node, None]] = {}
+        self.weights: dict[Dim, dict[ir.Value, None]] = {}
+        for node in ir.traversal.RecursiveGraphIterator(analysis.model.graph):
+            for value in (*node.inputs, *node.outputs):
+                for dim in () if value is None else _dims(analysis, value):
+                    self.nodes.setdefault(dim, {})[node] = None
+        for value in analysis.facts.axes:
+            for dim in _dims(analysis, value) if value.is_initializer() else ():
+                self.weights.setdefault(dim, {})[value] = None
 
-    def agree(self) -> bool:
+    def agree(self, inner: Dim, outer: Dim) -> bool:
         """Say whether heads are apart at every node and in every initializer."""
-        graph = self.analysis.model.graph
-        nodes = [node for node in ir.traversal.RecursiveGraphIterator(graph) if self._has(node)]
-        weights = [value for value in self.analysis.facts.axes if value.is_initializer()]
-        return all(map(self._one_axis, weights)) and all(map(self._apart, nodes))
+        return all(self._one_axis(value, inner, outer) for value in self.weights.get(inner, ())) and all(
+            self._apart(node, inner, outer) for node in self.nodes.get(inner, ())
+        )
 
-    def _has(self, node: ir.Node) -> bool:
-        values = (*node.inputs, *node.outputs)
-        return any(self.inner in atoms(axis) for value in values if value for axis in self.analysis.axes(value) or ())
-
-    def _one_axis(self, value: ir.Value) -> bool:
+    def _one_axis(self, value: ir.Value, inner: Dim, outer: Dim) -> bool:
         """Say whether an initializer has heads and channels on one axis, wherever it has channels."""
-        found = [each for each, dim in occurrences(value, self.analysis.facts) if dim is self.inner]
-        heads = [self._head(each) for each in found]
+        found = [each for each, dim in occurrences(value, self.analysis.facts) if dim is inner]
+        heads = [self._head(each, outer) for each in found]
         return all(head is not None and head.axis == each.axis for head, each in zip(heads, found, strict=True))
 
-    def _apart(self, node: ir.Node) -> bool:
+    def _apart(self, node: ir.Node, inner: Dim, outer: Dim) -> bool:
         """Say whether places that a node treats as one lie in heads that it treats as one."""
         site = Site(node, self.analysis.facts, self.analysis.model.opset_imports.get(node.domain, 1))
         found = strands(site)
-        strand_of = {each: strand for strand in found if strand.dim is self.outer for each in strand.occurrences}
+        strand_of = {each: strand for strand in found if strand.dim is outer for each in strand.occurrences}
         for strand in found:
-            if strand.dim is self.inner:
-                heads = [self._head(each) for each in strand.occurrences]
-                hosts = [None if head is None else strand_of.get(head) for head in heads]
-                if strand.fixed or any(each is None or each.fixed or each is not hosts[0] for each in hosts):
+            if strand.dim is inner:
+                heads = [self._head(each, outer) for each in strand.occurrences]
+                apart = [None if head is None else strand_of.get(head) for head in heads]
+                if strand.fixed or any(each is None or each.fixed or each is not apart[0] for each in apart):
                     return False
         return True
 
-    def _head(self, place: Occurrence) -> Occurrence | None:
+    def _head(self, place: Occurrence, outer: Dim) -> Occurrence | None:
         """Return the one place of the heads that a place of the channels lies in."""
         axes = self.analysis.axes(place.value) or ()
         found = [
             each
             for each, dim in occurrences(place.value, self.analysis.facts)
-            if dim is self.outer
-            and not (each.axis == place.axis and alternatives(axes[place.axis], each.path, place.path))
+            if dim is outer and not (each.axis == place.axis and alternatives(axes[place.axis], each.path, place.path))
         ]
         return found[0] if len(found) == 1 else None
+
+
+def _dims(analysis: Analysis, value: ir.Value) -> dict[Dim, None]:
+    return dict.fromkeys(dim for axis in analysis.axes(value) or () for dim in atoms(axis))
 
 
 def _coordinate(axis: Axis, path: tuple[int, ...]) -> tuple[np.ndarray, int]:

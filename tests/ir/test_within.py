@@ -9,7 +9,7 @@ from bevel.ir import within
 from bevel.ir.edit import permute
 from bevel.ir.groups import analyse
 from bevel.ir.plan import plan
-from bevel.ir.within import host, permute_within
+from bevel.ir.within import hosts, permute_within
 from tests import zoo
 from tests.graphs import graph
 from tests.passes.nets import GROUPED, GROUPED_WEIGHTS
@@ -48,8 +48,7 @@ def answer(model, feed):
 
 def free(analysis):
     """The groups that can be ordered head by head, with the number of heads."""
-    hosts = {group.name: host(analysis, group) for group in analysis.groups}
-    return {name: found.size for name, found in hosts.items() if found is not None}
+    return {group.name: heads.size for group, heads in hosts(analysis, analysis.groups).items()}
 
 
 def shuffled(analysis):
@@ -125,7 +124,7 @@ def test_what_ties_heads_together_is_refused(text, weights):
 
 
 def test_what_would_come_of_heads_that_are_tied(monkeypatch):
-    monkeypatch.setattr(within._Nodes, "agree", lambda nodes: True)
+    monkeypatch.setattr(within._Nodes, "agree", lambda *_: True)
     model, feed = graph(GRAM, GRAM_WEIGHTS), {"x": FEED["x"][0, :, :6]}
     before = answer(model, feed)
     permute_within(analyse(model), {"w[1.1]": np.array([[1, 2, 0], [0, 2, 1]])})

@@ -20,7 +20,7 @@ from bevel.ir.canonical import arithmetic, sharing
 from bevel.ir.coupling import Freedom, find_action
 from bevel.ir.groups import Analysis, Group, analyse
 from bevel.ir.names import Names
-from bevel.passes.fitting.layers import layers
+from bevel.passes.fitting.layers import Layer, layers
 
 INTEGERS: Final = frozenset({ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL})
 
@@ -36,7 +36,8 @@ def separate_tables(model: ir.Model) -> int:
     copies = 0
     while True:
         analysis = analyse(model)
-        shared = (_Shared.find(analysis, group) for group in analysis.groups if group.allows(Freedom.PERMUTE))
+        weights = [layer for layer in layers(model) if min(layer.sizes) > 1]
+        shared = (_Shared.find(analysis, group, weights) for group in analysis.groups if group.allows(Freedom.PERMUTE))
         found = next((each for each in shared if each is not None and done.isdisjoint(each.tables)), None)
         if found is None:
             return copies
@@ -54,9 +55,11 @@ class _Shared:
     parts: list[set[ir.Node]]
 
     @staticmethod
-    def find(analysis: Analysis, group: Group) -> "_Shared | None":
+    def find(analysis: Analysis, group: Group, weights: Sequence[Layer]) -> "_Shared | None":
         """Return what ties the parts of a group together, None if it has one part or more than tables tie them."""
-        reading = _Reading(analysis, group.dim)
+        if {member.value for member in group.members} <= {layer.weight for layer in weights}:
+            return None
+        reading = _Reading(analysis, group.dim, weights)
         parts = reading.parts()
         tables = [value for value in reading.tables if any(use.node in reading.made for use in value.uses())]
         tables += [value for value in reading.tables if value not in tables and _users(value, parts) > 1]
@@ -111,14 +114,14 @@ class _Reading:
 
     analysis: Analysis
     dim: Dim
+    layers: Sequence[Layer]
     tables: list[ir.Value] = field(default_factory=list)
     made: dict[ir.Node, None] = field(default_factory=dict)
     makers: set[ir.Node] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        found = [layer for layer in layers(self.analysis.model) if min(layer.sizes) > 1]
-        weights = {layer.weight for layer in found}
-        self.makers = {layer.node for layer in found if self._has(layer.node.outputs[0])}
+        weights = {layer.weight for layer in self.layers}
+        self.makers = {layer.node for layer in self.layers if self._has(layer.node.outputs[0])}
         self.tables = [
             value
             for value in self.analysis.facts.axes

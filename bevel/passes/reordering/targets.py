@@ -9,7 +9,7 @@ import numpy as np
 from bevel.ir.axes import Axis
 from bevel.ir.edit import entries, permute
 from bevel.ir.groups import Analysis, Group
-from bevel.ir.within import Cells, Fibre, cells_of, host, outer_dims, permute_within
+from bevel.ir.within import Cells, Fibre, cells_of, hosts, outer_dims, permute_within
 
 Array = np.ndarray[Any, Any]
 
@@ -65,7 +65,8 @@ class Target:
 
 def targets(analysis: Analysis, groups: Sequence[Group], *, per_head: bool) -> list[Target]:
     """Return what is ordered of each group: head by head where that is asked for and nothing ties the heads."""
-    return [Target(group, host(analysis, group) if per_head else None) for group in groups]
+    heads = hosts(analysis, groups) if per_head else {}
+    return [Target(group, heads.get(group)) for group in groups]
 
 
 def innermost(analysis: Analysis, groups: Sequence[Group]) -> list[Group]:
