@@ -140,13 +140,17 @@ SAMPLES = 128
 
 @dataclass(frozen=True)
 class Context:
-    """What a pass may know beside the model and its options; `samples` is how many inputs statistics are made of."""
+    """What a pass may know beside the model and its options; `samples` is how many inputs statistics are made of.
+
+    `max_error` is the user's limit for the relative error of lossy passes, if there is one.
+    """
 
     seed: int
     calibration: Calibration
     runtime: Runtime
     progress: Progress = silent
     samples: int = SAMPLES
+    max_error: float | None = None
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ class _Run:
 
     def _one_pass(self, step: Pass, given: ir.Model) -> ir.Model:
         result = given.clone()
-        context = Context(self.seed, self.calibration, Execution(), self.hooks.progress)
+        context = Context(self.seed, self.calibration, Execution(), self.hooks.progress, max_error=self.max_error)
         with self._kept_on_failure(step, given):
             start = time.perf_counter()
             with _Boundary(step):

@@ -1,0 +1,82 @@
+"""What became of each layer, in words."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from bevel.errors import PromiseBroken
+from bevel.passes.activations.errors import decibel
+from bevel.passes.activations.limits import Chosen
+from bevel.passes.activations.sites import Site
+
+MOST_NAMED: Final = 8
+
+
+@dataclass
+class Ledger:
+    """The layers that are quantized with the error of their own output, and why others are not."""
+
+    left: dict[str, str]
+    errors: dict[str, float] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+    def leave(self, site: Site, why: str) -> None:
+        """Note that a layer stays in floats."""
+        self.left[site.name] = why
+
+    def keep(self, site: Site, error: float) -> None:
+        """Note that a layer computes in 8 bits."""
+        self.errors[site.name] = max(error, self.errors.get(site.name, 0.0))
+
+    def limited(self, kept: Sequence[Site], chosen: Chosen, limit: float, where: str) -> list[Site]:
+        """Note which layers stay in floats for the sake of the outputs, and return the others.
+
+        Raises `PromiseBroken`, which names the layers, if none is left.
+        """
+        by_number = {site.number: site for site in kept}
+        dropped = [by_number[number] for number in chosen.dropped]
+        if not chosen.kept:
+            raise PromiseBroken(
+                f"no layer can compute in 8 bits with an error of at most {limit:g}; "
+                f"most sensitive: {', '.join(site.name for site in dropped[:MOST_NAMED])}",
+                where=where,
+                remedy="allow a larger --max-error, or leave this pass out",
+            )
+        for site in dropped:
+            self.errors.pop(site.name, None)
+            self.leave(site, f"the error of the outputs would be above {limit:g}")
+        if dropped:
+            self.remarks.append(
+                f"error of the outputs: {chosen.before:.2g} with all of these layers in 8 bits, "
+                f"{chosen.after:.2g} without the {len(dropped)} most sensitive ones"
+            )
+        return [by_number[number] for number in chosen.kept]
+
+    @property
+    def worst(self) -> tuple[str, ...]:
+        """The layers whose own output is farthest off."""
+        order = sorted(self.errors, key=lambda name: -self.errors[name])
+        return tuple(order[:MOST_NAMED])
+
+    def notes(self) -> Iterator[str]:
+        """Say how many layers compute in 8 bits, what they lose, and which do not."""
+        yield f"{len(self.errors)} of {len(self.errors) + len(self.left)} layers compute in 8 bits"
+        if self.errors:
+            shown = (f"{name} {self.errors[name]:.2g} ({decibel(self.errors[name])})" for name in self.worst)
+            yield f"relative error of a layer's own output, worst first: {', '.join(shown)}{more(self.errors)}"
+        yield from self.remarks
+        for why, names in by_reason(self.left).items():
+            yield f"left in floats: {', '.join(names[:MOST_NAMED])}{more(names)}: {why}"
+
+
+def by_reason(left: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the names for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for name, why in left.items():
+        reasons.setdefault(why, []).append(name)
+    return reasons
+
+
+def more(names: Sequence[str] | Mapping[str, float]) -> str:
+    """Say how many names were not listed."""
+    return f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""

@@ -1,0 +1,71 @@
+"""Which layers stay in floats, so that the model's error stays below a limit."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import Any, Final
+
+import onnx_ir as ir
+
+from bevel.passes.activations.errors import answers_of, outputs_error
+from bevel.passes.base import Context
+
+# As many feeds as the pipeline verifies a pass with, so that what holds here holds there.
+VERIFIED: Final = 64
+# So many are enough to compare layers with each other.
+COMPARED: Final = 4
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Quantizes some layers of a clone, by their numbers, and says how far its outputs are off."""
+
+    model: ir.Model
+    context: Context
+    write: Callable[[ir.Model, Sequence[int]], None]
+
+    @cached_property
+    def _expected(self) -> list[Mapping[str, Any]]:
+        return answers_of(self.model, self._feeds(VERIFIED), self.context.runtime)
+
+    def error(self, numbers: Sequence[int], feeds: int = VERIFIED) -> float:
+        """Return the largest relative error of an output over some feeds."""
+        clone = self.model.clone()
+        self.write(clone, numbers)
+        return outputs_error(self._expected[:feeds], answers_of(clone, self._feeds(feeds), self.context.runtime))
+
+    def _feeds(self, count: int) -> Any:
+        return islice(self.context.calibration, count)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The layers that are quantized, those that are not, the worst first, and the error before and after."""
+
+    kept: list[int]
+    dropped: list[int]
+    before: float
+    after: float
+
+
+def within(trial: Trial, numbers: Sequence[int], limit: float) -> Chosen:
+    """Leave those layers in floats that do most to the outputs alone, as few as it takes.
+
+    The layers are compared one by one on a few feeds; then the number to leave out is bisected.
+    """
+    before = trial.error(numbers)
+    if before <= limit:
+        return Chosen(list(numbers), [], before, before)
+    alone = {}
+    for done, number in enumerate(numbers):
+        trial.context.progress("sensitivity", done, len(numbers))
+        alone[number] = trial.error([number], COMPARED)
+    order = sorted(numbers, key=lambda number: -alone[number])
+    errors = {len(order): 0.0}
+    low, high = 0, len(order)  # `low` left out are too few, `high` are enough
+    while high - low > 1:
+        middle = (low + high) // 2
+        errors[middle] = trial.error(sorted(order[middle:]))
+        low, high = (low, middle) if errors[middle] <= limit else (middle, high)
+    return Chosen(sorted(order[high:]), order[:high], before, errors[high])
