@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from statistics import NormalDist
 from typing import Any, Final, Literal, TypeAlias
 
 import ml_dtypes
 import numpy as np
-from scipy.special import ndtri
 
 from bevel.passes.formats.base import Format, Grid
 from bevel.passes.formats.scales import FLOAT_BITS, POWER_BITS, POWERS, exponent, largest, powers, usable
@@ -105,8 +105,10 @@ def normal_float() -> tuple[float, ...]:
     """
     # The outermost quantile is the mean of those that 15 and 16 equal parts would begin at.
     offset = (1 - 1 / 32 + 1 - 1 / 30) / 2
-    above, below = (ndtri(np.linspace(offset, 0.5, count)[:-1]) for count in (9, 8))
-    return tuple(float(level) for level in np.sort([*-below, 0.0, *above]) / above.max())
+    above, below = (
+        [NormalDist().inv_cdf(share) for share in np.linspace(offset, 0.5, count)[:-1].tolist()] for count in (9, 8)
+    )
+    return tuple(level / above[0] for level in sorted([*(-level for level in below), 0.0, *above]))
 
 
 def dynamic_tree(bits: int, decades: int) -> tuple[float, ...]:
