@@ -5,8 +5,9 @@ import onnx_ir as ir
 import pytest
 
 import bevel
-from bevel.errors import PromiseBroken
+from bevel.errors import EditRefused, PromiseBroken
 from bevel.ir.groups import analyse
+from bevel.ir.provenance import Provenance, set_provenance
 from bevel.passes.base import Context, Outcome, Preserving
 from bevel.passes.reorder_channels import ReorderChannels
 from bevel.passes.reordering.tables import separate_tables
@@ -173,6 +174,17 @@ def test_copies_that_nothing_tells_apart_are_one_again_in_the_file(tmp_path):
     bevel.save(model, tmp_path / "after.onnx")
     sizes = [len(ir.load(tmp_path / name).graph) for name in ("before.onnx", "after.onnx")]
     assert sizes[0] == sizes[1]
+
+
+def test_one_buffer_of_a_module_cannot_have_two_orders():
+    model, feeds, _ = loaded("halves")
+    set_provenance(model.graph.initializers["frequencies"], Provenance(("frequencies",), trainable=False))
+    shared = model.clone()
+    bevel.optimize(shared, "reorder-channels{by=key-norm}", calibration=feeds)
+    assert "frequencies" in {name for tensor in bevel.plan(shared).changed for name in tensor.names}
+    bevel.optimize(model, "reorder-channels{by=key-norm tables=apart}", calibration=feeds)
+    with pytest.raises(EditRefused, match="holds it more than once"):
+        bevel.plan(model)
 
 
 @pytest.mark.parametrize(("name", "style"), [("gpt", "torchscript"), ("bert", "dynamo"), ("swin", "dynamo-optimized")])
