@@ -50,11 +50,11 @@ def everything(model: ir.Model, seed: int) -> Adaptation:
     return Adaptation(module, lambda: gpt.load(module))
 
 
-def selected(**shares: float) -> Callable[[ir.Model, int], Adaptation]:
+def selected(**options: Any) -> Callable[[ir.Model, int], Adaptation]:
     """Train a share of the channels or heads."""
 
     def start(model: ir.Model, seed: int) -> Adaptation:
-        selection = bevel.select_finetune(model, seed=seed, **shares)
+        selection = bevel.select_finetune(model, seed=seed, **options)
         return Adaptation(selection.module, selection.merged)
 
     return start

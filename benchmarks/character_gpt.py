@@ -168,9 +168,9 @@ def perplexity(model: ir.Model, text: Tensor | None = None, windows: int = HELD_
     return data.perplexity(logits, labels)
 
 
-def calibration(windows: int = CALIBRATION_WINDOWS, seed: int = 0) -> list[Feed]:
-    """Return feeds for `bevel.optimize(..., calibration=...)`: windows from the files that it was trained on."""
-    text = data.source_code()[0]
+def calibration(windows: int = CALIBRATION_WINDOWS, seed: int = 0, text: Tensor | None = None) -> list[Feed]:
+    """Return feeds for `bevel.optimize(..., calibration=...)`: windows of a text, or of what it was trained on."""
+    text = data.source_code()[0] if text is None else text
     starts = torch.randint(len(text) - LENGTH, (windows, 1), generator=torch.Generator().manual_seed(seed))
     ids = text[starts + torch.arange(LENGTH)].numpy()
     return [{"ids": ids[start : start + ROWS]} for start in range(0, windows, ROWS)]
