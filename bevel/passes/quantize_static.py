@@ -6,24 +6,21 @@ from typing import Annotated, ClassVar, Final
 
 import onnx_ir as ir
 
-from bevel.passes.activations.errors import Twin, linear_twins, own_errors
+from bevel.passes.activations.choice import MOST_OWN_ERROR, limited, sound
+from bevel.passes.activations.errors import Twin, linear_twins
 from bevel.passes.activations.grids import Coded, Grid, spanning
 from bevel.passes.activations.histogram import Method
 from bevel.passes.activations.ledger import Ledger
-from bevel.passes.activations.limits import Trial, within
 from bevel.passes.activations.linear import Writer
 from bevel.passes.activations.opset import raise_opset
 from bevel.passes.activations.ranges import ranges
 from bevel.passes.activations.samples import Samples
-from bevel.passes.activations.sites import Site, at, grids_wanted, sites, stored
+from bevel.passes.activations.sites import Site, grids_wanted, sites, stored
 from bevel.passes.activations.weights import weight_codes
 from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
 from bevel.passes.fitting.layers import CONV, GEMM, MATMUL
 
 OPERATORS: Final = (CONV, MATMUL, GEMM)
-# Rounding both operands of a product to 8 bits leaves an error of 1.3% where they are normally distributed, and each
-# bit that outliers take away doubles it: beyond this, a layer has fewer than 5 of its 8 bits left.
-MOST_OWN_ERROR: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -77,11 +74,21 @@ class QuantizeStatic(Pass):
         if raise_opset(model):
             ledger.remarks.append("the model has opset 13 now: scales for each channel need it")
         samples = Samples(context, self.samples)
+        if not samples.divided:
+            ledger.remarks.append("errors of layers were measured on the one input that gave the ranges")
         grids = self._grids(model, found, samples)
         weights = {site.number: self._codes(site, grids) for site in found}
-        kept = self._sound(model, found, samples, grids, weights, ledger)
-        last = self._within(model, kept, context, grids, weights, ledger)
-        Writer(model, grids, weights).write(last)
+
+        def twins(clone: ir.Model, each: Sequence[Site]) -> list[Twin]:
+            return linear_twins(Writer(clone, grids, weights), each)
+
+        def write(clone: ir.Model, each: Sequence[Site]) -> None:
+            Writer(clone, grids, weights).write(each)
+
+        kept = sound(model, found, samples.held(), context, twins, self.max_layer_error, ledger)
+        if self.repair:
+            kept = limited(model, kept, context, write, ledger, self.name)
+        write(model, kept)
         return Outcome(notes=tuple(ledger.notes()), worst=ledger.worst)
 
     def _grids(self, model: ir.Model, found: Sequence[Site], samples: Samples) -> dict[str, Grid]:
@@ -96,50 +103,3 @@ class QuantizeStatic(Pass):
 
     def _codes(self, site: Site, grids: Mapping[str, Grid]) -> Coded:
         return weight_codes(site, grids[site.layer.data.name or ""], reduced=self.reduce_range)
-
-    def _sound(
-        self,
-        model: ir.Model,
-        found: Sequence[Site],
-        samples: Samples,
-        grids: Mapping[str, Grid],
-        weights: Mapping[int, Coded],
-        ledger: Ledger,
-    ) -> list[Site]:
-        """Return the layers whose own output is near enough to what it was."""
-
-        def twins(clone: ir.Model, each: Sequence[Site]) -> list[Twin]:
-            return linear_twins(Writer(clone, grids, weights), each)
-
-        numbers = [site.number for site in found]
-        errors = own_errors(model, numbers, samples.held(), samples.context.runtime, twins)
-        if not samples.divided:
-            ledger.remarks.append("errors of layers were measured on the one input that gave the ranges")
-        kept = []
-        for site in found:
-            if errors[site.number] <= self.max_layer_error:
-                kept.append(site)
-                ledger.keep(site, errors[site.number])
-            else:
-                limit = f"max-layer-error={self.max_layer_error:g}"
-                ledger.leave(site, f"its own output would have an error above {limit} ({errors[site.number]:.2g})")
-        return kept
-
-    def _within(
-        self,
-        model: ir.Model,
-        kept: Sequence[Site],
-        context: Context,
-        grids: Mapping[str, Grid],
-        weights: Mapping[int, Coded],
-        ledger: Ledger,
-    ) -> Sequence[Site]:
-        """Return the layers that the run's limit for the error leaves."""
-        if context.max_error is None or not self.repair or not kept:
-            return kept
-
-        def write(clone: ir.Model, numbers: Sequence[int]) -> None:
-            Writer(clone, grids, weights).write(at(clone, numbers))
-
-        chosen = within(Trial(model, context, write), [site.number for site in kept], context.max_error)
-        return ledger.limited(kept, chosen, context.max_error, self.name)

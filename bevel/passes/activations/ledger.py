@@ -4,9 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from bevel.errors import PromiseBroken
 from bevel.passes.activations.errors import decibel
-from bevel.passes.activations.limits import Chosen
 from bevel.passes.activations.sites import Site
 
 MOST_NAMED: Final = 8
@@ -22,35 +20,12 @@ class Ledger:
 
     def leave(self, site: Site, why: str) -> None:
         """Note that a layer stays in floats."""
+        self.errors.pop(site.name, None)
         self.left[site.name] = why
 
     def keep(self, site: Site, error: float) -> None:
         """Note that a layer computes in 8 bits."""
         self.errors[site.name] = max(error, self.errors.get(site.name, 0.0))
-
-    def limited(self, kept: Sequence[Site], chosen: Chosen, limit: float, where: str) -> list[Site]:
-        """Note which layers stay in floats for the sake of the outputs, and return the others.
-
-        Raises `PromiseBroken`, which names the layers, if none is left.
-        """
-        by_number = {site.number: site for site in kept}
-        dropped = [by_number[number] for number in chosen.dropped]
-        if not chosen.kept:
-            raise PromiseBroken(
-                f"no layer can compute in 8 bits with an error of at most {limit:g}; "
-                f"most sensitive: {', '.join(site.name for site in dropped[:MOST_NAMED])}",
-                where=where,
-                remedy="allow a larger --max-error, or leave this pass out",
-            )
-        for site in dropped:
-            self.errors.pop(site.name, None)
-            self.leave(site, f"the error of the outputs would be above {limit:g}")
-        if dropped:
-            self.remarks.append(
-                f"error of the outputs: {chosen.before:.2g} with all of these layers in 8 bits, "
-                f"{chosen.after:.2g} without the {len(dropped)} most sensitive ones"
-            )
-        return [by_number[number] for number in chosen.kept]
 
     @property
     def worst(self) -> tuple[str, ...]:

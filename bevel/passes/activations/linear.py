@@ -167,16 +167,14 @@ class Writer:
 
     def _store(self, value: ir.Value, grid: Grid) -> None:
         """Let every reader of a value, and who runs the model, have it as it is after quantization."""
-        readers, given_out = list(value.uses()), value.is_graph_output()
+        readers = list(value.uses())
         back = self.restored(value, grid)
         for reader in readers:
             reader.node.replace_input_with(reader.idx, back)
-        if given_out:
+        if value.is_graph_output():
             name = value.name
+            give_out(self.graph, value, back)
             value.name, back.name = self.names.free(f"{name}.float"), name
-            for place, output in enumerate(self.graph.outputs):
-                if output is value:
-                    self.graph.outputs[place] = back
 
 
 def _stays_float(value: ir.Value) -> bool:
@@ -192,6 +190,21 @@ def _stays_float(value: ir.Value) -> bool:
 
 def _restores(node: ir.Node | ir.Value | None) -> bool:
     return isinstance(node, ir.Node) and node.op_type == DEQUANTIZE
+
+
+def give_out(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """Let a graph give out one value in the place of another."""
+    for place, output in enumerate(graph.outputs):
+        if output is old:
+            graph.outputs[place] = new
+
+
+def hand_over(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """Let everybody who reads a value read another in its place, which gets its name."""
+    for use in list(old.uses()):
+        use.node.replace_input_with(use.idx, new)
+    give_out(graph, old, new)
+    new.name, old.name = old.name, None
 
 
 def plain(node: ir.Node) -> None:
