@@ -11,7 +11,7 @@ from bevel.passes.base import Context
 from bevel.passes.calibration import Calibration
 from bevel.passes.execution import Execution
 from bevel.passes.formats import block_format
-from bevel.passes.reordering.errors import output_error, vector_error
+from bevel.passes.reordering.errors import output_errors, vector_error
 from bevel.passes.reordering.search import Search
 from bevel.passes.reordering.targets import innermost, targets
 from bevel.passes.reordering.vectors import watch
@@ -129,8 +129,8 @@ def test_the_error_that_is_searched_for_is_that_of_the_output():
     rounded[..., places] = fmt.round_trip(weight[..., places].astype(np.float32), 2, 4)
     change = x @ (rounded - weight)[0].T
     expected = np.square(change).mean() / np.square(x @ weight[0].T).mean()
-    assert output_error(fmt, 4, weight, (x.T @ x)[None], places) == pytest.approx(expected, rel=1e-4)
-    assert output_error(fmt, 4, weight, None, places) != pytest.approx(expected, rel=1e-3)
+    assert next(output_errors(fmt, 4, weight, (x.T @ x)[None], [places])) == pytest.approx(expected, rel=1e-4)
+    assert next(output_errors(fmt, 4, weight, None, [places])) != pytest.approx(expected, rel=1e-3)
 
 
 def test_an_order_within_a_block_changes_no_vector():

@@ -18,7 +18,7 @@ from bevel.passes.base import Context
 from bevel.passes.fitting.layers import Layer
 from bevel.passes.fitting.moments import moments
 from bevel.passes.formats import Format
-from bevel.passes.reordering.errors import output_error, vector_error
+from bevel.passes.reordering.errors import output_errors, vector_error
 from bevel.passes.reordering.held import Holdings
 from bevel.passes.reordering.orders import Arrangement, arranged
 from bevel.passes.reordering.rows import columns, inputs, norms, readers
@@ -122,9 +122,8 @@ class Search:
     def _judge_layer(self, layer: Layer, second: Array | None, trials: Mapping[Target, Trial]) -> None:
         weight = layer.content()
         for target, trial in trials.items():
-            for place, orders in enumerate(trial.orders.values()):
-                taken = inputs(self.analysis, layer, target, orders)
-                trial.errors[place] += output_error(self.fmt, self.block, weight, second, taken)
+            taken = (inputs(self.analysis, layer, target, orders) for orders in trial.orders.values())
+            trial.errors += np.fromiter(output_errors(self.fmt, self.block, weight, second, taken), float)
 
     def _judge_keys(self, target: Target, trial: Trial, seen: Sequence[Vectors], made: Array) -> None:
         """Judge what is kept of keys; without data, noise that is as large as their weights stands in for it."""
