@@ -30,7 +30,8 @@ class FeedForward:
 
     `axis` is the axis of channels of `input`, `hidden` and `output`. `nodes` are all between, in the order of the
     graph: `producers` (up, and gate), what works on their entries, `down`, and what transposes weights for them. `gate`
-    is what the activation reads: `x @ gate`, up to a factor.
+    is what the activation reads, `x @ gate` up to a factor, and `bent` what it makes of that alone, `hidden` if there
+    is no more. `channels` counts those of `input` and of `output`.
     """
 
     group: Group
@@ -41,8 +42,10 @@ class FeedForward:
     producers: tuple[ir.Node, ...]
     down: ir.Node
     gate: ir.Value
+    bent: ir.Value
     axis: int
     rank: int
+    channels: tuple[int, int]
 
     @property
     def name(self) -> str:
@@ -69,10 +72,14 @@ class FeedForward:
 
 @dataclass(frozen=True, eq=False)
 class Refused:
-    """A group that one might take for a feed-forward layer, and why it is none."""
+    """A group that one might take for a feed-forward layer, and why it is none.
+
+    `whole` says that it is a whole axis of what is summed over; heads are not.
+    """
 
     group: Group
     why: str
+    whole: bool = True
 
     def __str__(self) -> str:
         return f"{self.group.name} ({self.group.size} entries): {self.why}"
@@ -80,6 +87,14 @@ class Refused:
 
 class _None(Exception):
     """Why a group is no feed-forward layer."""
+
+    whole = True
+
+
+class _Factor(_None):
+    """That a group is part of an axis."""
+
+    whole = False
 
 
 def feed_forwards(analysis: Analysis) -> tuple[list[FeedForward], list[Refused]]:
@@ -94,7 +109,7 @@ def feed_forwards(analysis: Analysis) -> tuple[list[FeedForward], list[Refused]]
         try:
             found.append(reading.layer(group, downs, ups))
         except _None as reason:
-            refused.append(Refused(group, str(reason)))
+            refused.append(Refused(group, str(reason), reason.whole))
     return found, refused
 
 
@@ -119,7 +134,11 @@ class _Reading:
         self.sums: dict[ir.Node, list[Summation]] = {}
         for place in self.facts.sums:
             self.sums.setdefault(place.node, []).append(place)
-        self._fixed: dict[ir.Value, bool] = {}
+        self._fixed: set[ir.Value] = set()
+        for node in self.nodes:
+            given = [value for value in node.inputs if value is not None]
+            if given and all(map(self.fixed, given)):
+                self._fixed.update(node.outputs)
         self._summed: dict[Dim, list[ir.Node]] = {}
         self._produced: dict[Dim, list[ir.Node]] = {}
         for node in [node for node in self.nodes if node in self.sums]:
@@ -151,15 +170,7 @@ class _Reading:
 
     def fixed(self, value: ir.Value) -> bool:
         """Say whether a value is a weight or comes of weights alone."""
-        if value not in self._fixed:
-            self._fixed[value] = False
-            maker = value.producer()
-            if maker is None:
-                self._fixed[value] = value.const_value is not None and not value.is_graph_input()
-            else:
-                given = [each for each in maker.inputs if each is not None]
-                self._fixed[value] = bool(given) and all(map(self.fixed, given))
-        return self._fixed[value]
+        return value in self._fixed or (value.is_initializer() and not value.is_graph_input())
 
     def layer(self, group: Group, downs: Sequence[ir.Node], ups: Sequence[ir.Node]) -> FeedForward:
         """Return a group's feed-forward layer, or raise why there is none."""
@@ -176,16 +187,22 @@ class _Reading:
         self._row_wise(group.dim, axis, axes, region, producers)
         for node, value, result in ((down, hidden, down.outputs[0]), *((node, given, None) for node in producers)):
             self._plain(node, value, result, axis, len(axes))
+        gate, bent = self._gate(region, producers, down)
+        channels = self._size(given, axis), self._size(down.outputs[0], axis)
+        bent = bent if self._size(bent, axis) == group.size else hidden
         return FeedForward(
-            group, given, hidden, down.outputs[0], tuple(region), tuple(producers), down,
-            self._gate(region, producers, down), axis, len(axes),
-        )  # fmt: skip
+            *(group, given, hidden, down.outputs[0], tuple(region), tuple(producers), down, gate, bent),
+            *(axis, len(axes), channels),
+        )
+
+    def _size(self, value: ir.Value, axis: int) -> int:
+        return (self.facts.of(value) or ())[axis].size
 
     def _channel(self, dim: Dim, hidden: ir.Value, down: ir.Node) -> tuple[int, Sequence[Axis]]:
         """Return at which axis of what the last layer reads the dimension stands, alone."""
         axes = [resolve(axis) for axis in self.facts.of(hidden) or ()]
         if dim not in axes:
-            raise _None(f"{_told(down)} reads it as part of an axis")
+            raise _Factor(f"{_told(down)} reads it as part of an axis")
         return axes.index(dim), axes
 
     def _region(
@@ -278,24 +295,34 @@ class _Reading:
         if result is not None and len(self.facts.of(result) or ()) != rank:
             raise _None(f"{_told(node)} gives another number of axes than it reads")
 
-    def _gate(self, region: Sequence[ir.Node], producers: Sequence[ir.Node], down: ir.Node) -> ir.Value:
-        """Return what the first node reads that is not linear in the layer's input."""
-        roots = {value: {value} for node in producers for value in node.outputs}  # what each linear value is made of
+    def _gate(
+        self, region: Sequence[ir.Node], producers: Sequence[ir.Node], down: ir.Node
+    ) -> tuple[ir.Value, ir.Value]:
+        """Return what the first node reads that is not linear, and the last value that comes of it alone."""
+        roots = {value: {value} for node in producers for value in node.outputs}  # what each value is made of
+        linear = set(roots)
+        gate: ir.Value | None = None
+        bent: ir.Value | None = None
         for node in region:
-            read = [index for index, value in enumerate(node.inputs) if value in roots]
-            if not read or node in producers or node is down:
+            given = [value for value in node.inputs if value is not None and value in roots]
+            if not given or node in producers or node is down:
                 continue
-            given = [value for value in (node.inputs[index] for index in read) if value is not None]
-            if self._is_linear(node, set(read)):
-                union = set().union(*(roots[value] for value in given))
-                roots |= {value: union if len(node.outputs) == 1 else {value} for value in node.outputs}
-            elif not self._action(node).terms or not _disjoint([roots[value] for value in given]):
-                return given[0]
-        raise _None("nothing between its layers bends it: they are one linear layer")
+            union: set[ir.Value] = set().union(*(roots[value] for value in given))
+            if linear.issuperset(given) and self._is_linear(node, set(given)):
+                linear.update(node.outputs)
+            elif gate is None and (not self._action(node).terms or not _disjoint([roots[value] for value in given])):
+                gate = bent = given[0]
+            roots |= {value: union if len(node.outputs) == 1 else {value} for value in node.outputs}
+            if gate is not None and union <= roots[gate]:
+                bent = node.outputs[0]
+        if gate is None or bent is None:
+            raise _None("nothing between its layers bends it: they are one linear layer")
+        return gate, bent
 
-    def _is_linear(self, node: ir.Node, read: set[int]) -> bool:
+    def _is_linear(self, node: ir.Node, given: set[ir.Value]) -> bool:
         """Say whether a node is linear in the operands it reads of the layer."""
         action = self._action(node)
+        read = {index for index, value in enumerate(node.inputs) if value in given}
         terms = action.terms_of([index for index, value in enumerate(node.inputs) if value is not None])
         once = all(len([index for index in term.times if index in read]) <= 1 for term in terms)
         return bool(terms) and once and not action.positive and all(read.isdisjoint(term.over) for term in terms)

@@ -17,9 +17,9 @@ def piece(model: ir.Model, inputs: Sequence[ir.Value], outputs: Sequence[ir.Valu
     """
     nodes = _between(set(inputs), outputs)
     graph = model.graph
-    used = dict.fromkeys(value for node in nodes for value in node.inputs if value is not None)
-    weights = [value for value in used if value.is_initializer() and value not in set(inputs)]
     ordered = [node for node in graph if node in nodes]
+    used = dict.fromkeys(value for node in ordered for value in node.inputs if value is not None)
+    weights = [value for value in used if value.is_initializer() and value not in set(inputs)]
     view = ir.GraphView(
         inputs, outputs, nodes=ordered, initializers=weights, opset_imports=graph.opset_imports, name=graph.name
     )

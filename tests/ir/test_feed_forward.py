@@ -112,7 +112,7 @@ def test_what_a_layer_is_made_of():
     assert [node.outputs[0].name for node in layer.producers] == ["g", "u"]
     assert (layer.input.name, layer.hidden.name, layer.output.name, layer.gate.name) == ("x", "h", "d", "g")
     assert {value.name for value in layer.weights} == {"gate", "up", "bias", "down"}
-    assert (layer.axis, layer.rank, layer.bias) == (2, 3, None)
+    assert (layer.axis, layer.rank, layer.bias, layer.channels, layer.bent.name) == (2, 3, None, (6, 6), "a")
     assert [str(each) for each in refused] == ["gate[0] (6 entries): graph input 'x'"]
 
 

@@ -1,0 +1,234 @@
+"""Turn dense feed-forward layers into mixtures of experts."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Final, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from bevel.errors import EditRefused, PromiseBroken, UsageError, nearest
+from bevel.ir.bypass import redirect
+from bevel.ir.canonical.dead import remove_dead
+from bevel.ir.canonical.shapes import infer_shapes
+from bevel.ir.edit import FREE_TO_DROP
+from bevel.ir.feed_forward import FeedForward, Refused, feed_forwards
+from bevel.ir.groups import analyse
+from bevel.ir.names import Names
+from bevel.ir.piece import piece
+from bevel.ir.split import Parts
+from bevel.passes.base import REASSOCIATION_RTOL, SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
+from bevel.passes.choice import choose
+from bevel.passes.experts.emission import Mixture, blocks, masked, require
+from bevel.passes.experts.evidence import Evidence, evidence
+from bevel.passes.experts.fits import ROUTERS
+from bevel.passes.experts.splitters import SPLITTERS, variations
+from bevel.passes.experts.trial import Trial, attempt, can_refit, sharing, write
+from bevel.passes.experts.writing import Writer
+
+MOST_NAMED: Final = 8
+# Rows on which the emitted nodes are compared with the mask.
+COMPARED: Final = 256
+EMISSIONS: Final = {"blocks": blocks, "masked": masked}
+
+
+@dataclass(frozen=True)
+class ConvertMoe(Pass):
+    """Turn dense feed-forward layers into mixtures of experts, of which each token runs a few.
+
+    What it does: finds every feed-forward layer, plain and gated, of matrices and of 1x1 convolutions, and divides its
+    hidden entries among equal experts. Some are shared: they run for every token. Of the others a router takes the same
+    number for each token. `splitter` says how entries are divided, `router` how experts are scored: from the weights
+    alone, or fitted to which experts would be best on the calibration data. With `refit` the last product is fitted to
+    what it gave before. Nothing is trained. CMoE's recipe is splitter=rates router=analytic refit=false, ExpertWeaver's
+    splitter=profiles router=mean-gate shared=none refit=false.
+
+    The notes say how far each layer's output is off on tokens held back, how far it would be with the best experts, and
+    how far plain pruning to the same active width is, refitted as well. Where that is no worse, a mixture is not worth
+    its routing; control=use prunes there.
+
+    emit=blocks runs an expert under a condition, on the tokens that take it; emit=masked computes everything and
+    multiplies by zeros, which is no faster, and what the blocks are checked against.
+
+    Promise: Lossy. The emitted nodes compute what the layer computes with the hidden entries of experts not taken
+    zeroed; that is checked layer by layer before anything is written.
+
+    Example: convert-moe{experts=16 active=8 shared=4 splitter=importance router=logistic}
+
+    Source: Zhang et al. 2022, MoEfication; Pei et al. 2025, CMoE; ExpertWeaver 2026; Zhao et al. 2024, FactorLLM;
+    Zheng et al. 2025, Dense2MoE. The fit after routing and the static control are ours.
+    """
+
+    name: ClassVar[str] = "convert-moe"
+    promise: ClassVar[Promise] = Lossy()
+
+    experts: Annotated[int, Range(2), Doc("how many experts a layer becomes, shared ones included")] = 8
+    active: Annotated[int, Range(1), Doc("how many of them run for each token, shared ones included")] = 6
+    shared: Annotated[
+        int | None, Range(0), Doc("how many of them always run; none: by how much activations vary (ExpertWeaver)")
+    ] = 3
+    splitter: Annotated[str, Doc(f"who is in which expert: {', '.join(SPLITTERS)}")] = "rates"
+    router: Annotated[str, Doc(f"what scores the experts: {', '.join(ROUTERS)}")] = "logistic"
+    gates: Annotated[
+        Literal["one", "share"], Doc("what routed experts are multiplied by: 1, or routed by taken (FactorLLM)")
+    ] = "one"
+    refit: Annotated[bool, Doc("fit the last product to what it gave before, on the calibration data")] = True
+    control: Annotated[Literal["report", "use"], Doc("compare with plain pruning, or do that where it is no worse")] = (
+        "report"
+    )
+    emit: Annotated[Literal["blocks", "masked"], Doc("how mixtures run: under conditions, or everything")] = "blocks"
+    samples: Annotated[int, Range(1), Doc("inputs to gather statistics from: rows of the first axis")] = SAMPLES
+    only: Annotated[tuple[str, ...], Doc("groups or tensors to convert, op:TYPE, depth:0-5; everything if empty")] = ()
+    skip: Annotated[tuple[str, ...], Doc("groups or tensors to leave alone, op:TYPE, depth:0-5")] = ()
+
+    def __post_init__(self) -> None:
+        """Check the options, and that they fit each other."""
+        super().__post_init__()
+        for label, name, known in (("splitter", self.splitter, SPLITTERS), ("router", self.router, ROUTERS)):
+            if name not in known:
+                raise UsageError(f"{label}={name} is not there", where=self.name, remedy=nearest(name, known))
+        if not (self.shared or 0) < self.active <= self.experts:
+            raise UsageError(
+                f"{self.active} of {self.experts} experts cannot run if {self.shared or 0} of them are shared",
+                where=self.name,
+                remedy="shared < active <= experts",
+            )
+        if self.router == "oracle" and self.emit != "masked":
+            raise UsageError("the oracle computes all experts", where=self.name, remedy="take it with emit=masked")
+
+    def run(self, model: ir.Model, context: Context) -> Outcome:
+        """Try every layer on the calibration data, then write the mixtures."""
+        context = replace(context, samples=self.samples)
+        require(model)
+        layers, left = self._layers(model)
+        rng = np.random.default_rng(context.seed)
+        trials = [(found, self._trial(found, context, rng)) for found in evidence(model, layers, context)]
+        for found, trial in trials:
+            self._check(found, trial, context)
+        names = Names(model)
+        for found, trial in reversed(trials):  # what an earlier layer gives may be what a later one reads
+            self._write(found, trial, names)
+        remove_dead(model)
+        infer_shapes(model)
+        return Outcome(notes=(*self._notes(trials), *left))
+
+    def _layers(self, model: ir.Model) -> tuple[list[FeedForward], list[str]]:
+        """Return the layers to convert, and why others are left alone."""
+        analysis = analyse(model)
+        asked = {group.name for group in choose(analysis, FREE_TO_DROP, self.only, self.skip)}
+        found, refused = feed_forwards(analysis)
+        wanted = [layer for layer in found if layer.name in asked]
+        able = [layer for layer in wanted if layer.size % self.experts == 0]
+        uneven = [layer for layer in wanted if layer.size % self.experts]
+        left = [f"left alone: {layer.name}: {layer.size} entries do not divide by {self.experts}" for layer in uneven]
+        left += [f"left alone: {each}" for each in _looking_alike(refused)]
+        if not able:
+            raise EditRefused(
+                "there is no feed-forward layer to convert",
+                where=self.name,
+                remedy="; ".join(left) or "it takes two layers with an activation between them",
+            )
+        return able, left
+
+    def _trial(self, found: Evidence, context: Context, rng: np.random.Generator) -> Trial:
+        """Divide a layer's entries, make a router, and measure."""
+        shared = self.shared
+        if shared is None:
+            shared = sharing(variations(found), self.experts, self.active - 1)
+        routed, each = self.experts - shared, found.layer.size // self.experts
+        partition = SPLITTERS[self.splitter](found, routed, shared * each, rng)
+        active = self.active - shared
+        router = ROUTERS[self.router](found, partition, active)
+        gain = routed / active if self.gates == "share" else 1.0
+        return attempt(found, Mixture(partition, router, active, gain), context.runtime, refit=self.refit)
+
+    def _check(self, found: Evidence, trial: Trial, context: Context) -> None:
+        """Raise `PromiseBroken` if what is to be emitted is not what the mask gives."""
+        rows = found.rows[:COMPARED]
+        answers = [found.run(_alone(found, trial.mixture, emit), rows)[0] for emit in (self.emit, "masked")]
+        error = np.abs(answers[0] - answers[1]).max() / max(float(np.abs(answers[1]).max()), 1e-30)
+        limit = max(REASSOCIATION_RTOL, 4 * float(np.finfo(rows.dtype).eps))
+        if not error <= limit:
+            raise PromiseBroken(
+                f"its experts are {error:.2g} away from the mask (at most {limit:.2g})",
+                where=f"{self.name}: {found.layer.name}",
+                remedy="skip this layer",
+            )
+
+    def _write(self, found: Evidence, trial: Trial, names: Names) -> None:
+        """Put a mixture, or the pruned layer, in the place of a layer."""
+        static = self._static(trial)
+        if can_refit(found) and (self.refit or static):
+            write(found, trial.pruned if static else trial.fitted)
+        if not static:
+            EMISSIONS[self.emit](found.parts, trial.mixture, names)
+            return
+        layer, graph = found.layer, found.parts.model.graph
+        writer = Writer(graph, layer.down, f"{layer.name}.pruned", names, layer.input.dtype or ir.DataType.FLOAT)
+        result = writer.graft(found.parts.expert(trial.kept, bias=True), layer.input, "layer")
+        redirect(graph, layer.output, result, names)
+
+    def _static(self, trial: Trial) -> bool:
+        return self.control == "use" and trial.static_wins
+
+    def _notes(self, trials: Sequence[tuple[Evidence, Trial]]) -> Iterator[str]:
+        """Say what was done and how good it is, the control beside it."""
+        found = [trial for _, trial in trials]
+        mixed = [trial for trial in found if not self._static(trial)]
+        shared = "some" if self.shared is None else str(self.shared)
+        yield (
+            f"{len(mixed)} feed-forward layers are mixtures of {self.experts} experts, {shared} of them shared, "
+            f"{self.active} active: {1 - self.active / self.experts:.0%} of the hidden entries rest for each token"
+        )
+        if mixed:
+            yield _parameters([(each, trial) for each, trial in trials if not self._static(trial)])
+            yield (
+                f"of the experts that are routed, {_mean([trial.idle for trial in mixed]):.0%} rest for 8 tokens in "
+                f"a row; the one most in demand is taken {max(trial.load for trial in mixed):.2g} times the mean"
+            )
+        yield (
+            f"relative error of a layer's output, on average: {_mean([trial.error for trial in found]):.3g}; "
+            f"{_mean([trial.oracle for trial in found]):.3g} with the best experts; "
+            f"{_mean([trial.static for trial in found]):.3g} with plain pruning to the same active width, refitted"
+        )
+        wins = sum(trial.static_wins for trial in found)
+        if wins:
+            done = "which is what was done there" if self.control == "use" else "control=use takes it there"
+            yield f"plain pruning is no worse in {wins} of {len(found)} layers: {done}"
+        ordered = sorted(trials, key=lambda pair: -pair[1].error)[:MOST_NAMED]
+        yield "worst: " + ", ".join(
+            f"{each.layer.name} {trial.error:.3g} (best experts {trial.oracle:.3g}, pruned {trial.static:.3g})"
+            for each, trial in ordered
+        )
+
+
+def _looking_alike(refused: Sequence[Refused]) -> list[Refused]:
+    """Return the groups that came nearest to a feed-forward layer: whole axes that may lose entries."""
+    return [each for each in refused if each.whole and each.group.allows(FREE_TO_DROP)][:MOST_NAMED]
+
+
+def _alone(found: Evidence, mixture: Mixture, emit: str) -> ir.Model:
+    """Return the layer as a model of its own, as a mixture."""
+    layer = found.layer
+    model = piece(found.parts.model, [layer.input], [layer.output])
+    inside, _ = feed_forwards(analyse(model, interface=False))
+    twin = next(each for each in inside if each.hidden.name == layer.hidden.name)
+    EMISSIONS[emit](Parts(model, twin), mixture, Names(model))
+    remove_dead(model)
+    return model
+
+
+def _parameters(trials: Sequence[tuple[Evidence, Trial]]) -> str:
+    """Say how many of the layers' parameters each token meets."""
+    total = active = router = 0
+    for found, trial in trials:
+        size = sum(value.const_value.size for value in found.layer.weights if value.const_value is not None)
+        partition = trial.mixture.partition
+        width = len(partition.shared) + trial.mixture.active * len(partition.routed[0])
+        total, active = total + size, active + size * width // found.layer.size
+        router += trial.mixture.router.size
+    return f"{active:,} of {total:,} parameters of these layers are active for a token, and {router:,} of routers"
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return float(np.mean(numbers)) if numbers else float("nan")

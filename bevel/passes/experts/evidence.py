@@ -1,0 +1,119 @@
+"""What a feed-forward layer reads and gives on the calibration data, as rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+
+from bevel.ir.feed_forward import FeedForward
+from bevel.ir.split import Parts
+from bevel.passes.base import Context, Runtime
+from bevel.passes.experts.writing import as_rows, from_rows, loosen
+from bevel.passes.fitting.walk import Walk
+
+Array = np.ndarray[Any, Any]
+
+# More rows than this do not change statistics of a few thousand hidden entries, but fill the memory.
+MOST_ROWS: Final = 16384
+# Every so many-th part of the rows is held back from fits, to measure errors on.
+HELD_BACK: Final = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """The rows that a layer reads, `[rows, channels]`, the sample each is of, and what the layer makes of them."""
+
+    parts: Parts
+    runtime: Runtime
+    rows: Array
+    samples: Array
+
+    @property
+    def layer(self) -> FeedForward:
+        """The layer."""
+        return self.parts.layer
+
+    @cached_property
+    def _inner(self) -> tuple[Array, Array, Array]:
+        values = [self.layer.hidden, self.layer.bent, self.layer.gate]
+        wanted = list(dict.fromkeys(values))
+        found = self.run(self.parts.between(self.layer.input, wanted), self.rows)
+        by_value = dict(zip(wanted, found, strict=True))
+        hidden, bent, gate = (by_value[value] for value in values)
+        return hidden, bent, gate
+
+    @property
+    def hidden(self) -> Array:
+        """What the last product reads, `[rows, entries]`."""
+        return self._inner[0]
+
+    @property
+    def bent(self) -> Array:
+        """What the activation gives, `[rows, entries]`."""
+        return self._inner[1]
+
+    @cached_property
+    def gates(self) -> tuple[Array, Array]:
+        """The gate as a linear layer: its weights `[entries, channels]` and constants `[entries]`."""
+        model = self.parts.between(self.layer.input, [self.layer.gate])
+        width = self.layer.channels[0]
+        given = np.concatenate([np.zeros((1, width), self.rows.dtype), np.eye(width, dtype=self.rows.dtype)])
+        (answer,) = self.run(model, given)
+        return (answer[1:] - answer[0]).T, answer[0]
+
+    @cached_property
+    def down(self) -> Array:
+        """The last product's weights, `[entries, channels]`."""
+        model = self.parts.between(self.layer.hidden, [self.layer.output])
+        size = self.layer.size
+        given = np.concatenate([np.zeros((1, size), self.rows.dtype), np.eye(size, dtype=self.rows.dtype)])
+        (answer,) = self.run(model, given)
+        return np.asarray(answer[1:] - answer[0])
+
+    @cached_property
+    def fitted(self) -> slice:
+        """The rows to fit on."""
+        return slice(0, len(self.rows) - len(self.rows) // HELD_BACK)
+
+    @cached_property
+    def held(self) -> slice:
+        """The rows to measure on."""
+        return slice(self.fitted.stop if len(self.rows) >= HELD_BACK else 0, len(self.rows))
+
+    def run(self, model: ir.Model, rows: Array) -> list[Array]:
+        """Run a part of the layer on rows."""
+        with self.runtime.open(loosen(model, self.layer)) as runs:
+            answers = runs.run({model.graph.inputs[0].name or "": from_rows(rows, self.layer)})
+        return [as_rows(answers[value.name or ""], self.layer) for value in model.graph.outputs]
+
+
+def evidence(model: ir.Model, layers: Sequence[FeedForward], context: Context) -> Iterator[Evidence]:
+    """Yield what layers read over the context's samples, in the order of the graph."""
+    walk = Walk(model, context.calibration.samples(context.samples), context.runtime)
+    places = {node: place for place, node in enumerate(model.graph)}
+    ordered = sorted(layers, key=lambda layer: places[layer.producers[0]])
+    for done, layer in enumerate(ordered):
+        context.progress("experts", done, len(ordered))
+        walk.reach(layer.producers[0])
+        yield _gathered(Parts(model, layer), context.runtime, walk.values(layer.input))
+    context.progress("experts", len(ordered), len(ordered))
+
+
+def _gathered(parts: Parts, runtime: Runtime, arrays: Iterator[Array]) -> Evidence:
+    rows: list[Array] = []
+    samples: list[Array] = []
+    count = total = 0
+    for array in arrays:
+        each = as_rows(array, parts.layer)
+        length = max(len(array), 1) if parts.layer.axis else 1
+        samples.append(total + np.arange(len(each)) * length // max(len(each), 1))
+        rows.append(each)
+        total, count = total + length, count + len(each)
+        if count >= MOST_ROWS:
+            break
+    return Evidence(parts, runtime, np.concatenate(rows)[:MOST_ROWS], np.concatenate(samples)[:MOST_ROWS])

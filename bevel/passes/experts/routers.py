@@ -1,0 +1,125 @@
+"""What scores the experts for each row: routers, as nodes of the graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from bevel.ir.split import Parts
+from bevel.passes.experts.writing import Writer, loosen
+from bevel.passes.fitting.layers import Layer, layers, rounded
+from bevel.passes.fitting.shift import bias_of
+
+Array = np.ndarray[Any, Any]
+
+
+class Router(Protocol):
+    """Scores experts."""
+
+    def scores(self, write: Writer, rows: ir.Value, parts: Parts) -> ir.Value:
+        """Write what computes scores `[rows, experts]` of rows `[rows, channels]`: the larger, the sooner chosen."""
+
+    @property
+    def size(self) -> int:
+        """How many numbers it has."""
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """A linear layer: `weight` `[channels, experts]` and `bias` `[experts]`."""
+
+    weight: Array
+    bias: Array
+
+    @property
+    def size(self) -> int:
+        """How many numbers it has."""
+        return int(self.weight.size + self.bias.size)
+
+    def scores(self, write: Writer, rows: ir.Value, parts: Parts) -> ir.Value:
+        """Write a product and a sum."""
+        product = write("MatMul", rows, write.floats("router.weight", self.weight))
+        return write("Add", product, write.floats("router.bias", self.bias))
+
+
+@dataclass(frozen=True, eq=False)
+class Neurons:
+    """The magnitude of one hidden entry of each expert, with rows of unit length in what is read and in the weights."""
+
+    entries: Array
+    like: Array
+
+    @property
+    def size(self) -> int:
+        """How many numbers it has, about: a row of the producers' weights for each expert."""
+        return int(self.entries.size * self.like.shape[1])
+
+    def scores(self, write: Writer, rows: ir.Value, parts: Parts) -> ir.Value:
+        """Write the part of the layer that computes those entries."""
+        unit = write("LpNormalization", rows, axis=-1, p=2)
+        layer = parts.layer
+        model = loosen(normalized(parts, self.entries, self.like), layer)
+        hidden = write.graft(model, write.shaped(unit, layer, layer.channels[0]), "router")
+        return write("Abs", write.flattened(hidden, layer, len(self.entries)))
+
+
+@dataclass(frozen=True, eq=False)
+class Oracle:
+    """What each expert adds along the whole output: it computes all of them, and says how well a router could choose.
+
+    `down` `[entries, channels]` and `belongs` `[entries, experts]`, zeros and ones.
+    """
+
+    down: Array
+    belongs: Array
+
+    @property
+    def size(self) -> int:
+        """It is no router that one would run."""
+        return 0
+
+    def scores(self, write: Writer, rows: ir.Value, parts: Parts) -> ir.Value:
+        """Write `(h * (h D D^T)) S`: the product of each expert's output with the sum of all."""
+        layer = parts.layer
+        model = loosen(parts.neurons(np.arange(layer.size)), layer)
+        given = write.shaped(rows, layer, layer.channels[0])
+        hidden = write.flattened(write.graft(model, given, "oracle"), layer, layer.size)
+        along = write("MatMul", hidden, write.floats("oracle.gram", self.down @ self.down.T))
+        return write("MatMul", write("Mul", hidden, along), write.floats("oracle.belongs", self.belongs))
+
+
+def normalized(parts: Parts, entries: Array, like: Array) -> ir.Model:
+    """Return what computes hidden entries from rows of unit length with weights of unit length.
+
+    Constants shrink as the products do: by the length of the weights, and by the mean length of rows `like` those read.
+    """
+    model = parts.neurons(entries)
+    length = float(np.linalg.norm(like, axis=1).mean())
+    for layer in layers(model):
+        _normalize(layer, max(length, 1e-12))
+    return model
+
+
+def _normalize(layer: Layer, length: float) -> None:
+    matrices, bias = layer.content(), bias_of(layer)
+    norms = np.maximum(np.linalg.norm(matrices, axis=2, keepdims=True), 1e-12)
+    _put(layer.weight, layer.array(matrices / norms))
+    if bias is not None and bias.const_value is not None:
+        _put(bias, bias.const_value.numpy() / norms.ravel() / length)
+
+
+def _put(value: ir.Value, array: Array) -> None:
+    assert value.const_value is not None
+    value.const_value = ir.tensor(rounded(value.const_value, array), name=value.name)
+
+
+def unit_rows(rows: Array) -> Array:
+    """Return rows divided by their lengths.
+
+    >>> unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+    [[0.6, 0.8], [0.0, 0.0]]
+    """
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(rows.dtype)

@@ -1,0 +1,154 @@
+"""Which hidden entries an expert has: splitters, by name.
+
+A splitter takes the evidence of a layer, how many experts are routed and how many entries the shared one has, and
+returns a partition; all routed experts have one size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from bevel.ir.split import Partition
+from bevel.passes.experts.balance import clusters, deal
+from bevel.passes.experts.evidence import Evidence
+from bevel.passes.experts.routers import normalized, unit_rows
+
+Array = np.ndarray[Any, Any]
+Splitter = Callable[[Evidence, int, int, np.random.Generator], Partition]
+
+# CMoE: of each row, so many hidden entries count as active.
+MARKED: Final = 10
+SPLITTERS: Final[dict[str, Splitter]] = {}
+
+
+def splitter(name: str) -> Callable[[Splitter], Splitter]:
+    """Register a splitter under a name."""
+
+    def register(function: Splitter) -> Splitter:
+        SPLITTERS[name] = function
+        return function
+
+    return register
+
+
+@splitter("contiguous")
+def contiguous(evidence: Evidence, routed: int, shared: int, rng: np.random.Generator) -> Partition:
+    """Cut the hidden axis into slices (FactorLLM)."""
+    return _grouped(np.arange(evidence.layer.size), routed, shared)
+
+
+@splitter("random")
+def by_chance(evidence: Evidence, routed: int, shared: int, rng: np.random.Generator) -> Partition:
+    """Deal the entries at random (LLaMA-MoE)."""
+    return _grouped(rng.permutation(evidence.layer.size), routed, shared)
+
+
+def _grouped(order: Array, routed: int, shared: int) -> Partition:
+    return Partition(np.sort(order[:shared]), tuple(np.sort(part) for part in np.split(order[shared:], routed)))
+
+
+@splitter("kmeans")
+def by_weights(evidence: Evidence, routed: int, shared: int, rng: np.random.Generator) -> Partition:
+    """Cluster the directions of the gates' weights (MoEfication); the shared expert has those active most often."""
+    return _clustered(evidence, routed, shared, unit_rows(evidence.gates[0]), importance(evidence), rng)
+
+
+@splitter("importance")
+def dealt(evidence: Evidence, routed: int, shared: int, rng: np.random.Generator) -> Partition:
+    """Share the most important entries, and deal the rest out one by one (Dense2MoE, with activations for Taylor)."""
+    order = np.argsort(-importance(evidence), kind="stable")
+    rest = order[shared:]
+    return Partition(np.sort(order[:shared]), tuple(np.sort(rest[expert::routed]) for expert in range(routed)))
+
+
+def importance(evidence: Evidence) -> Array:
+    """Return how much each hidden entry adds to the output in the mean square."""
+    energy = np.square(evidence.hidden[evidence.fitted], dtype=np.float64).mean(0)
+    return np.asarray(energy * np.square(evidence.down, dtype=np.float64).sum(1))
+
+
+def markers(evidence: Evidence) -> Array:
+    """Return for each hidden entry the rows among whose largest it is, `[entries, rows]`, as CMoE has it.
+
+    The largest are those of the layer with rows of unit length, both of what it reads and of its weights.
+    """
+    model = normalized(evidence.parts, np.arange(evidence.layer.size), evidence.rows)
+    (hidden,) = evidence.run(model, unit_rows(evidence.rows[evidence.fitted]))
+    marked = min(MARKED, evidence.layer.size)
+    largest = np.argpartition(-np.abs(hidden), marked - 1, axis=1)[:, :marked]
+    found = np.zeros(hidden.shape, np.float32)
+    np.put_along_axis(found, largest, 1.0, axis=1)
+    return found.T
+
+
+@splitter("rates")
+def by_rates(evidence: Evidence, routed: int, shared: int, rng: np.random.Generator) -> Partition:
+    """Share what is active most often, and cluster the rest by the rows it is active in (CMoE).
+
+    Centres are the entries active most often among those left; one assignment by the least L1 distance, as in the
+    authors' code.
+    """
+    marked = markers(evidence)
+    order = np.argsort(-marked.mean(1), kind="stable")
+    rest = np.sort(order[shared:])
+    centres = marked[order[shared : shared + routed]]
+    owners = deal(manhattan(marked[rest], centres))
+    return Partition(np.sort(order[:shared]), tuple(rest[owners == expert] for expert in range(routed)))
+
+
+def manhattan(points: Array, centres: Array) -> Array:
+    """Return L1 distances of zeros and ones to centres between them, `[points, centres]`.
+
+    >>> manhattan(np.array([[0.0, 1.0], [1.0, 1.0]]), np.array([[0.0, 0.5]])).tolist()
+    [[0.5], [1.5]]
+    """
+    return np.asarray(points @ (1 - 2 * centres).T + centres.sum(1))
+
+
+@splitter("profiles")
+def by_profiles(evidence: Evidence, routed: int, shared: int, rng: np.random.Generator) -> Partition:
+    """Cluster the mean activation of each entry in each sample (ExpertWeaver); the shared expert has the largest."""
+    profile = profiles(evidence)
+    return _clustered(evidence, routed, shared, profile, np.abs(profile).mean(1), rng)
+
+
+def profiles(evidence: Evidence) -> Array:
+    """Return the mean of what the activation gives, by entry and sample, `[entries, samples]`."""
+    rows, samples = evidence.bent[evidence.fitted], evidence.samples[evidence.fitted]
+    starts = np.flatnonzero(np.diff(samples, prepend=samples[:1] - 1))
+    counts = np.diff([*starts, len(samples)])
+    return np.asarray((np.add.reduceat(rows.astype(np.float64), starts, axis=0) / counts[:, None]).T)
+
+
+@splitter("coactivation")
+def by_coactivation(evidence: Evidence, routed: int, shared: int, rng: np.random.Generator) -> Partition:
+    """Cut the graph of which entries are active together (MoEfication): clusters of its leading eigenvectors."""
+    marked = markers(evidence)
+    graph = (marked @ marked.T).astype(np.float64)
+    degree = np.sqrt(np.maximum(graph.sum(1), 1e-9))
+    _, vectors = np.linalg.eigh(graph / degree[:, None] / degree[None, :])
+    return _clustered(evidence, routed, shared, unit_rows(vectors[:, -routed:]), importance(evidence), rng)
+
+
+def _clustered(
+    evidence: Evidence, routed: int, shared: int, points: Array, scores: Array, rng: np.random.Generator
+) -> Partition:
+    """Share the entries with the largest scores, and put the others into clusters of one size."""
+    order = np.argsort(-scores, kind="stable")
+    rest = np.sort(order[shared:])
+    owners = clusters(np.asarray(points[rest], np.float64), routed, rng)
+    return Partition(np.sort(order[:shared]), tuple(rest[owners == expert] for expert in range(routed)))
+
+
+def variations(evidence: Evidence) -> Array:
+    """Return how much each entry's mean activation varies from sample to sample: deviation over mean (ExpertWeaver)."""
+    profile = np.abs(profiles(evidence))
+    return np.asarray(profile.std(1) / (profile.mean(1) + 1e-9))
+
+
+def names() -> Mapping[str, Splitter]:
+    """Return the splitters by name."""
+    return SPLITTERS

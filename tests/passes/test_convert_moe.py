@@ -1,0 +1,203 @@
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from bevel.errors import EditRefused, PromiseBroken, UsageError
+from bevel.ir.canonical.dead import remove_dead
+from bevel.ir.feed_forward import feed_forwards
+from bevel.ir.groups import analyse
+from bevel.ir.names import Names
+from bevel.ir.split import Partition, Parts
+from bevel.passes import convert_moe
+from bevel.passes.base import REASSOCIATION_RTOL, Context, Preserving
+from bevel.passes.calibration import Calibration
+from bevel.passes.convert_moe import ConvertMoe
+from bevel.passes.execution import Execution
+from bevel.passes.experts.balance import MOST_EXACT, deal
+from bevel.passes.experts.emission import Mixture, blocks, decide, masked
+from bevel.passes.experts.evidence import evidence
+from bevel.passes.experts.fits import ROUTERS, choices
+from bevel.passes.experts.routers import Linear
+from bevel.passes.experts.splitters import SPLITTERS
+from bevel.passes.pipeline import optimize
+from bevel.passes.verify import verify
+from bevel.testing import check_pass
+from tests.graphs import graph
+from tests.ir.test_feed_forward import LAYERS, made
+
+# Rows come from eight directions; each is read by four hidden entries of its own.
+DIRECTIONS, EACH, WIDTH = 8, 4, 16
+PLANTED = """
+planted (float[n, 16] x) => (float[n, 16] y) {
+  h = MatMul (x, up)
+  r = Relu (h)
+  y = MatMul (r, down)
+}
+"""
+
+
+def planted(seed=0):
+    """A layer with an expert for each direction, its entries in random order; rows, and the direction of each."""
+    rng = np.random.default_rng(seed)
+    basis, _ = np.linalg.qr(rng.standard_normal((WIDTH, WIDTH)))
+    home = rng.permutation(np.arange(DIRECTIONS * EACH) % DIRECTIONS)
+    size = len(home)
+    up = basis[:, home] * rng.uniform(0.8, 1.2, size) + 0.02 * rng.standard_normal((WIDTH, size))
+    model = graph(PLANTED, {"up": (WIDTH, size), "down": (size, WIDTH)})
+    model.graph.initializers["up"].const_value = ir.tensor(up.astype(np.float32), name="up")
+    direction = rng.integers(0, DIRECTIONS, 256)
+    rows = 3 * basis.T[direction] + 0.1 * rng.standard_normal((256, WIDTH))
+    feeds = [{"x": part.astype(np.float32)} for part in np.split(rows, 8)]
+    return model, feeds, home, direction
+
+
+def context(feeds):
+    return Context(0, Calibration(lambda: feeds, "a test"), Execution(), samples=10**6)
+
+
+def found(model, feeds):
+    return next(evidence(model, feed_forwards(analyse(model))[0], context(feeds)))
+
+
+def mixture(size, width, experts=3, active=2, shared=True, gain=1.0):
+    rng = np.random.default_rng(0)
+    owners = rng.permutation(np.arange(size) % (experts + shared)) - shared
+    router = Linear(rng.standard_normal((width, experts)), rng.standard_normal(experts))
+    return Mixture(Partition.of(owners, experts), router, active, gain)
+
+
+def emitted(model, how, each):
+    copy = model.clone()
+    (layer,), _ = feed_forwards(analyse(copy))
+    how(Parts(copy, layer), each, Names(copy))
+    remove_dead(copy)
+    return copy
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("shared", [True, False])
+def test_blocks_are_what_the_mask_gives(name, shared):
+    model, feeds = made(name)
+    (layer,), _ = feed_forwards(analyse(model))
+    each = mixture(layer.size, layer.channels[0], shared=shared, gain=1.5)
+    reference, result = (emitted(model, how, each) for how in (masked, blocks))
+    assert verify(reference, result, feeds, Preserving()).error <= REASSOCIATION_RTOL
+    assert verify(model, reference, feeds, Preserving()).error > 100 * REASSOCIATION_RTOL
+
+
+@pytest.mark.parametrize("how", [masked, blocks])
+def test_all_experts_together_are_the_layer(how):
+    model, feeds = made("gemms")
+    result = emitted(model, how, mixture(12, 6, active=3))
+    assert verify(model, result, feeds, Preserving()).error <= REASSOCIATION_RTOL
+
+
+def test_an_expert_that_no_row_takes_does_not_run():
+    model, feeds = made("gemms")
+    router = Linear(np.zeros((6, 3)), np.array([0.0, 1.0, 2.0]))
+    each = Mixture(mixture(12, 6).partition, router, 1)
+    result = emitted(model, blocks, each)
+    branches = [node.attributes["then_branch"].as_graph() for node in result.graph if node.op_type == "If"]
+    for branch in branches[:2]:  # what would be seen if it ran
+        for value in branch.initializers.values():
+            if value.dtype == ir.DataType.FLOAT:
+                value.const_value = ir.tensor(np.full(value.const_value.shape.numpy(), np.nan, np.float32))
+    with Execution().open(result) as runs:
+        assert np.isfinite(runs.run(feeds[0])["y"]).all()
+    assert verify(emitted(model, masked, each), result, feeds, Preserving()).error <= REASSOCIATION_RTOL
+
+
+@pytest.mark.parametrize("name", SPLITTERS)
+def test_splitters_give_parts_of_one_size(name):
+    model, feeds, *_ = planted()
+    for shared in (0, 8):
+        partition = SPLITTERS[name](found(model, feeds), 4, shared, np.random.default_rng(0))
+        assert len(partition.shared) == shared
+        assert {len(part) for part in partition.routed} == {(32 - shared) // 4}
+        partition.owners(32)  # refuses what is no partition
+
+
+@pytest.mark.parametrize("name", ["kmeans", "rates", "coactivation", "profiles"])
+def test_what_is_active_together_comes_together(name):
+    model, feeds, home, _ = planted()
+    evident = found(model, feeds)
+    partition = SPLITTERS[name](evident, DIRECTIONS, 0, np.random.default_rng(0))
+    alike = np.mean([np.bincount(home[part]).max() / EACH for part in partition.routed])
+    assert alike > 0.9 if name != "rates" else alike > 0.6  # one assignment to single entries is all that CMoE makes
+    assert np.mean([np.bincount(home[part]).max() / EACH for part in np.split(np.arange(32), DIRECTIONS)]) < 0.6
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_routers_send_rows_to_the_experts_of_their_direction(name):
+    model, feeds, home, direction = planted()
+    evident = found(model, feeds)
+    partition = Partition(np.array([], np.int64), tuple(np.flatnonzero(home == each) for each in range(DIRECTIONS)))
+    each = Mixture(partition, ROUTERS[name](evident, partition, 1), 1)
+    taken = decide(evident.parts, each, evident.rows, Execution())
+    assert (taken.sum(1) == 1).all()
+    assert (taken.argmax(1) == direction).mean() > 0.95
+    lost = np.linalg.norm(evident.hidden * ~taken[:, home]) / np.linalg.norm(evident.hidden)
+    assert lost < 0.1
+
+
+def test_the_best_experts_are_those_whose_absence_costs_least():
+    model, feeds = made("gemms")
+    evident = found(model, feeds)
+    partition = mixture(12, 6).partition
+    best = choices(evident, partition, 2, slice(0, 7))
+    parts = np.stack([evident.hidden[:, part] @ evident.down[part] for part in partition.routed], 1)
+    alone = np.linalg.norm(parts, axis=2)
+    assert (best.sum(1) == 2).all()
+    assert (~best[np.arange(7), alone.argmin(1)]).all()
+
+
+def test_many_items_are_dealt_out_evenly_too():
+    costs = np.random.default_rng(0).random((MOST_EXACT + 8, 8))
+    owners = deal(costs)
+    assert np.bincount(owners).tolist() == [(MOST_EXACT + 8) // 8] * 8
+    assert costs[np.arange(len(owners)), owners].mean() < 0.25  # a half by chance
+
+
+def test_the_pass_behaves_and_says_what_plain_pruning_does():
+    model, feeds, *_ = planted()
+    step = check_pass(ConvertMoe(experts=8, active=1, shared=0, splitter="kmeans"), model, feeds)
+    assert step.error < 0.1
+    text = "\n".join(step.notes)
+    assert "1 feed-forward layers are mixtures of 8 experts, 0 of them shared, 1 active: 88%" in text
+    assert "with plain pruning to the same active width" in text and "no worse" not in text
+
+
+def test_plain_pruning_is_done_where_it_is_no_worse():
+    model, feeds, *_ = planted()
+    weights = model.graph.initializers["up"].const_value.numpy().copy()
+    weights[:, 8:] = weights[:, :1]  # all entries but eight are one
+    model.graph.initializers["up"].const_value = ir.tensor(weights, name="up")
+    options = {"experts": 4, "active": 2, "shared": 0, "splitter": "random", "router": "mean-gate"}
+    report = check_pass(ConvertMoe(**options), model, feeds)
+    assert any("control=use takes it there" in note for note in report.notes)
+    optimize(model, ConvertMoe(**options, control="use"), calibration=feeds)
+    assert {node.op_type for node in model.graph} == {"MatMul", "Relu", "Identity"}
+    assert sorted(tuple(value.shape) for value in model.graph.initializers.values()) == [(16, 16), (16, 16)]
+
+
+def test_blocks_that_lie_are_caught(monkeypatch):
+    model, feeds, *_ = planted()
+
+    def lie(parts, each, names):
+        blocks(parts, Mixture(each.partition, each.router, each.active, 1.01), names)
+
+    monkeypatch.setitem(convert_moe.EMISSIONS, "blocks", lie)
+    with pytest.raises(PromiseBroken, match="away from the mask"):
+        optimize(model, ConvertMoe(experts=4, active=1, shared=0), calibration=feeds)
+
+
+def test_refusals():
+    model, feeds, *_ = planted()
+    with pytest.raises(EditRefused, match="do not divide by 5"):
+        optimize(model, ConvertMoe(experts=5, active=4), calibration=feeds)
+    with pytest.raises(UsageError, match="did you mean 'kmeans'"):
+        ConvertMoe(splitter="kmean")
+    with pytest.raises(UsageError, match="cannot run if 3 of them are shared"):
+        ConvertMoe(active=3)
+    with pytest.raises(UsageError, match="computes all experts"):
+        ConvertMoe(router="oracle")
