@@ -243,7 +243,7 @@ def test_a_head_is_a_key_value_group_with_its_queries():
 
 def test_of_a_fused_projection_the_values_are_trained():
     model = graph(FUSED, {"qkv": (8, 24), "wo": (8, 8)})
-    selection = trained(select_finetune(model, down=0, value=0.5))
+    selection = trained(select_finetune(model, down=0, value=0.5, verify=False))
     (part,) = selection.slices.values()
     assert part.ranges == (16, 20)
     assert part.index.min() >= 16

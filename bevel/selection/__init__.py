@@ -9,15 +9,13 @@ bevel.save(selection.merged(), "tuned.onnx")          # in the original order, w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, get_args
+from typing import Final, get_args
 
-import numpy as np
 import onnx_ir as ir
 
-from bevel.errors import EditRefused, UsageError, nearest
+from bevel.errors import UsageError, nearest
 from bevel.ir.edit import permute
-from bevel.ir.groups import Analysis, analyse
+from bevel.ir.groups import analyse
 from bevel.modules import backend, check, feeds_of
 from bevel.passes.base import SAMPLES, Context
 from bevel.passes.calibration import Calibration, Source
@@ -26,19 +24,15 @@ from bevel.passes.importance import lift
 from bevel.passes.pipeline import calibration_of
 from bevel.selection import draw
 from bevel.selection.adapter import Adapter, Delta
-from bevel.selection.draw import End
+from bevel.selection.chosen import choose
+from bevel.selection.draw import End, Take
 from bevel.selection.graph import with_slices
 from bevel.selection.selected import Selection
-from bevel.selection.slices import Chosen
-from bevel.selection.units import Kind, Unit, units
+from bevel.selection.units import units
 
 __all__ = ["Adapter", "Delta", "Selection", "select_finetune"]
 
-Array = np.ndarray[Any, Any]
-
 RANDOM: Final = "random"
-SIDES: Final[Mapping[Kind, tuple[str, str]]] = {"channels": ("up", "down"), "heads": ("value", "out")}
-"""What the shares are called of entries that are trained where they are written, and where they are read."""
 
 
 def select_finetune(
@@ -80,8 +74,12 @@ def select_finetune(
     base, reordered = model.clone(), model.clone()
     analysis = analyse(reordered)
     found = units(analysis, only, skip)
-    rank = _Rank.of(importance, end, analysis, found, calibration, samples, seed) if importance != RANDOM else None
-    chosen = _chosen(found, shares, rank or _Draw(np.random.default_rng(seed)))
+    if importance == RANDOM:
+        take: Take = draw.drawing(seed)
+    else:
+        context = Context(seed, calibration_of(calibration, model, seed), Execution(), samples=samples)
+        take = draw.ranking(lift.score(importance, analysis, [unit.group for unit in found], context), end)
+    chosen = choose(found, shares, take)
     taken = {each.unit.group.dim: each.order for each in chosen}
     slices = [part for each in chosen for part in each.slices(taken, analysis)]
     orders = {each.unit.group.name: each.order for each in chosen}
@@ -95,43 +93,6 @@ def select_finetune(
     return Selection(module, orders, base, dict(zip(names, slices, strict=True)), feeds)
 
 
-@dataclass(frozen=True)
-class _Draw:
-    """Takes entries at random, anew at every call."""
-
-    generator: np.random.Generator
-
-    def __call__(self, found: Sequence[Unit], share: float) -> list[Array]:
-        return draw.drawn([unit.group.size for unit in found], share, self.generator)
-
-
-@dataclass(frozen=True)
-class _Rank:
-    """Takes those of the largest or smallest scores."""
-
-    scores: Mapping[str, Array]
-    end: End
-
-    @classmethod
-    def of(
-        cls,
-        importance: str,
-        end: End,
-        analysis: Analysis,
-        found: Sequence[Unit],
-        calibration: Source | Calibration | None,
-        samples: int,
-        seed: int,
-    ) -> _Rank:
-        """Score the entries of units."""
-        inputs = calibration_of(calibration, analysis.model, seed)
-        context = Context(seed, inputs, Execution(), samples=samples)
-        return cls(lift.score(importance, analysis, [unit.group for unit in found], context), end)
-
-    def __call__(self, found: Sequence[Unit], share: float) -> list[Array]:
-        return draw.ranked([self.scores[unit.group.name] for unit in found], share, self.end)
-
-
 def _check(shares: Mapping[str, float], end: str) -> None:
     """Refuse options that make no sense."""
     for name, share in shares.items():
@@ -141,29 +102,3 @@ def _check(shares: Mapping[str, float], end: str) -> None:
         raise UsageError("nothing is to be trained", where=", ".join(shares), remedy="set one of them above 0")
     if end not in get_args(End):
         raise UsageError(f"unknown end {end!r}", where="end", remedy=nearest(end, get_args(End)))
-
-
-def _chosen(found: Sequence[Unit], shares: Mapping[str, float], take: _Draw | _Rank) -> list[Chosen]:
-    """Choose entries of each unit, as many of all units of a kind together as the shares say."""
-    chosen = []
-    for kind, (written, read) in SIDES.items():
-        of_kind = [unit for unit in found if unit.kind == kind]
-        for name in (written, read):
-            if shares[name] and not of_kind:
-                raise EditRefused(f"it has no {kind} that can be trained apart", where="model", remedy=f"set {name}=0")
-        if shares["value"]:
-            _refuse_mixed(of_kind)
-        parts = zip(of_kind, take(of_kind, shares[written]), take(of_kind, shares[read]), strict=True)
-        chosen += [Chosen(*each) for each in parts]
-    return [each for each in chosen if len(each.written) or len(each.read)]
-
-
-def _refuse_mixed(found: Sequence[Unit]) -> None:
-    """Refuse to train values that are one with queries and keys."""
-    for unit in found:
-        if unit.mixed is not None:
-            raise EditRefused(
-                "queries, keys and values cannot be told apart in it",
-                where=f"weight {unit.mixed.layer.weight.name!r}",
-                remedy="set value=0: `out` trains heads where they are read",
-            )

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from bevel.selection.units import Unit
+
 Array = np.ndarray[Any, Any]
 End: TypeAlias = Literal["largest", "smallest"]
+Take: TypeAlias = Callable[[Sequence[Unit], float], list[Array]]
+"""Takes a share of the entries of all units together, and returns those of each."""
+
+
+def drawing(seed: int) -> Take:
+    """Return what takes entries at random, others at every call."""
+    generator = np.random.default_rng(seed)
+    return lambda found, share: drawn([unit.group.size for unit in found], share, generator)
+
+
+def ranking(scores: Mapping[str, Array], end: End) -> Take:
+    """Return what takes those with the largest or smallest scores, given by the groups' names."""
+    return lambda found, share: ranked([scores[unit.group.name] for unit in found], share, end)
 
 
 def count(share: float, total: int) -> int:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from bevel.errors import UsageError
 from bevel.ir.cost import cost
 from bevel.ir.edit import permute
-from bevel.modules import backend, check
+from bevel.modules import backend, check, feeds_of
 from bevel.selection.adapter import Adapter, Delta
 from bevel.selection.slices import Slice
 
@@ -81,7 +81,7 @@ class Selection:
         if reordered:
             permute(model, self.orders)
         if verify:
-            check(model, self.module, self.feeds, "select_finetune")
+            check(model, self.module, self.feeds or feeds_of(self.base, None, seed=0), "select_finetune")
         return model
 
     def __str__(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,34 +12,9 @@ from bevel.ir.axes import Dim
 from bevel.ir.edit import entries
 from bevel.ir.groups import Analysis
 from bevel.passes.fitting.layers import Layer
-from bevel.passes.reordering.orders import contiguous
-from bevel.selection.units import Side, Unit
+from bevel.selection.units import Side
 
 Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """Entries of a unit: those trained where they are written, and those trained where they are read."""
-
-    unit: Unit
-    written: Array
-    read: Array
-
-    @property
-    def order(self) -> Array:
-        """The order in which each of both sets is a range."""
-        return contiguous(self.unit.group.size, self.written.tolist(), self.read.tolist())
-
-    def slices(self, taken: Mapping[Dim, Array], analysis: Analysis) -> Iterator[Slice]:
-        """Yield the slices of the weights, which are still as they were; `taken` has the orders of all groups."""
-        both = len(np.intersect1d(self.written, self.read))
-        first = len(self.written) - both
-        if len(self.written):
-            for side in self.unit.writers:
-                yield _slice(side, range(len(self.written)), taken, analysis)
-        if len(self.read):
-            yield _slice(self.unit.reader, range(first, first + len(self.read)), taken, analysis)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +63,7 @@ class Slice:
         return laid.T if self.transposed else laid
 
 
-def _slice(side: Side, chosen: range, taken: Mapping[Dim, Array], analysis: Analysis) -> Slice:
+def slice_of(side: Side, chosen: range, taken: Mapping[Dim, Array], analysis: Analysis) -> Slice:
     """Find where the entries of a range lie once the groups are reordered."""
     axes = analysis.axes(side.layer.weight)
     assert axes is not None
