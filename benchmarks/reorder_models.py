@@ -66,6 +66,7 @@ class Subject:
     calibration: Callable[[], list[Feed]]
     quality: Callable[[ir.Model], Mapping[str, float]]
     head: int
+    measures: tuple[str, ...]
 
     def model(self) -> ir.Model:
         """Return a copy of the network, the caller's own."""
@@ -151,9 +152,15 @@ def answers(model: ir.Model, feeds: Iterable[Feed]) -> Array:
 
 
 SUBJECTS: Final[dict[str, Subject]] = {
-    "planted": Subject(planted, lambda: noise(1), planted_quality, HEAD),
+    "planted": Subject(planted, lambda: noise(1), planted_quality, HEAD, ("output error",)),
     "character GPT": Subject(
-        cache(gpt.model), gpt.calibration, lambda model: {"perplexity": gpt.perplexity(model)}, gpt.EACH
+        cache(gpt.model),
+        gpt.calibration,
+        lambda model: {"perplexity": gpt.perplexity(model)},
+        gpt.EACH,
+        ("perplexity",),
     ),
-    "MiniLM": Subject(minilm, lambda: functions.feeds(functions.corpus()["calibration"]), minilm_quality, 32),
+    "MiniLM": Subject(
+        minilm, lambda: functions.feeds(functions.corpus()["calibration"]), minilm_quality, 32, ("MRR", "cosine error")
+    ),
 }
