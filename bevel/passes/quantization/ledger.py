@@ -74,9 +74,10 @@ class Ledger:
                 sum(each.form.nbytes for each in self.entries),
             )
             size = sum(each.target.tensor.size for each in self.entries)
+            rest = cost(model).bytes - after
             yield (
                 f"{len(self.entries)} weights take {after / 1e6:.3g} MB instead of {before / 1e6:.3g}, "
-                f"{after * 8 / size:.3g} bits an element; the model {cost(model).bytes / 1e6:.3g} MB"
+                f"{after * 8 / size:.3g} bits an element; all others {rest / 1e6:.3g} MB"
             )
         else:
             yield "no weight was quantized"

@@ -18,7 +18,9 @@ Array = np.ndarray[Any, Any]
 GATHER: Final = "Gather"
 FLOATS: Final = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 # What passes a gathered row on as it is.
-PASSING: Final = frozenset({"Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Transpose", "Expand", "Slice"})
+PASSING: Final = frozenset(
+    {"Cast", "Concat", "Expand", "Identity", "Neg", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,10 +132,14 @@ def _objection(target: Target) -> str:
 
 
 def _multiplies(node: ir.Node) -> bool:
-    """Say whether what a node gives is multiplied by something that is computed: a table of angles, no embedding."""
-    for user, _ in node.outputs[0].uses():
-        if user.op_type in PASSING and _multiplies(user):
-            return True
-        if user.op_type == "Mul" and all(value is not None and value.const_value is None for value in user.inputs):
-            return True
-    return False
+    """Say whether what a node gives only ever multiplies something that is computed: then it is no embedding."""
+    users = list(node.outputs[0].uses())
+    return bool(users) and all(
+        _multiplies(user) if user.op_type in PASSING else _scales(user, node.outputs[0]) for user, _ in users
+    )
+
+
+def _scales(node: ir.Node, value: ir.Value) -> bool:
+    """Say whether a node multiplies a value with another one that is computed."""
+    others = [other for other in node.inputs if other is not None and other is not value]
+    return node.op_type == "Mul" and bool(others) and all(other.const_value is None for other in others)
