@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from torch import nn
 
 import bevel
 from bevel import selection as package
@@ -14,6 +15,7 @@ from bevel.backends.onnxruntime import Session
 from bevel.errors import EditRefused, PromiseBroken, UsageError
 from bevel.ir.edit import permute
 from bevel.selection import Adapter, select_finetune, slices
+from tests import zoo
 from tests.graphs import graph, mlp
 from tests.passes.nets import CONVS, CONVS_WEIGHTS, GROUPED, GROUPED_WEIGHTS
 
@@ -212,6 +214,41 @@ def test_an_adapter_is_applied_to_a_model_and_taken_off_again(tmp_path):
     assert not np.allclose(answer(model, x), before)
     adapter.remove(model)
     np.testing.assert_allclose(answer(model, x), before, rtol=1e-5, atol=1e-6)
+
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.down(torch.relu(self.up(x)))
+
+
+def test_the_users_own_module_gets_what_was_learnt():
+    torch.manual_seed(0)
+    module, x = Own().eval(), torch.from_numpy(rows())
+    model = bevel.load(module, (x,))
+    selection = trained(select_finetune(model, **EVERYTHING))
+    before = module(x).detach()
+    bevel.apply(module, selection.merged())
+    torch.testing.assert_close(module(x), selection.module(x))
+    assert not torch.allclose(module(x), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("llama-fused", {"down": 0.03, "up": 0.02, "out": 0.2, "value": 0.2}),
+        ("bert", {"down": 0.03, "up": 0.02, "out": 0.2, "value": 0.2}),
+        ("vit", {"down": 0.03, "up": 0.02, "out": 0.2}),
+    ],
+)
+def test_networks_stay_the_same_and_merge(name, options):
+    feeds = [feed for feed, _ in zoo.trials(name)]
+    selection = trained(select_finetune(bevel.load(zoo.path(name)), calibration=feeds, **options))
+    assert {part.is_read for part in selection.slices.values()} == {True, False}
+    selection.merged()
 
 
 def test_adapters_of_something_else_are_refused(tmp_path):
