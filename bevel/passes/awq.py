@@ -24,6 +24,7 @@ Array = np.ndarray[Any, Any]
 
 GRID: Final = 20
 BLOCK: Final = 32
+TINY: Final = float(np.finfo(np.float64).tiny)
 
 
 @dataclass(frozen=True)
@@ -122,27 +123,23 @@ class _Search:
             ],
             axis=0,
         )
-        alpha, scale = best(parts, means, self._quantized, self.options.grid, exact=self.options.exact)
-        self.scales[each] = scale
-        self.alphas.append(alpha)
-        for reading, part in zip(each.readings, parts, strict=True):
-            before, _ = self.errors.get(reading.layer, (self._relative(part, np.ones(size)), 0.0))
-            self.errors[reading.layer] = before, self._relative(part, scale)
-            self._base[reading.layer] = self._base[reading.layer] * spread(scale, reading.owners)
+        found = best(parts, means, self._quantized, self.options.grid, exact=self.options.exact)
+        self.scales[each] = found.scale
+        self.alphas.append(found.alpha)
+        for reading, part, *errors in zip(each.readings, parts, found.before, found.after, strict=True):
+            before, after = (sqrt(max(error, 0.0) / max(part.energy, TINY)) for error in errors)
+            self.errors[reading.layer] = self.errors.get(reading.layer, (before, after))[0], after
+            self._base[reading.layer] = self._base[reading.layer] * spread(found.scale, reading.owners)
 
     def _part(self, reading: Reading) -> Part:
-        layer, weights = reading.layer, reading.layer.content()
+        layer, weights = reading.layer, reading.layer.content().astype(np.float32)
         base = self._base.setdefault(layer, np.ones(len(reading.owners)))
         rows = len(weights), -1
         owners, scaled = (np.repeat(each, layer.taps).reshape(rows) for each in (reading.owners, base))
-        return Part(weights, self._held[layer].second, owners, scaled)
+        return Part(weights, self._held[layer].second.astype(np.float32), owners, scaled)
 
     def _quantized(self, weights: Array) -> Array:
         return self.format.round_trip(weights, -1, self.options.block)
-
-    def _relative(self, part: Part, scale: Array) -> float:
-        energy = part.energy
-        return sqrt(part.error(scale, self._quantized) / energy) if energy > 0 else 0.0
 
     def notes(self) -> list[str]:
         """Say which exponents were chosen, and what they gain."""

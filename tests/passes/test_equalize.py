@@ -14,7 +14,7 @@ from bevel.passes.scaling.balance import SETTLED, Balance, balanced
 from bevel.testing import check_pass
 from tests.passes.nets import Net
 
-CLOSE = 10 * SETTLED  # several chains meet in one weight
+CLOSE = 3 * SETTLED  # several chains meet in one weight
 
 
 def uneven(name, **weights):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from bevel.ir.action import NONLINEAR, Action, Term
 from bevel.ir.axes import Axis, fresh, product, total
 from bevel.ir.coupling import rule
 from bevel.ir.resize import Resize, Statement, Write, attribute_size
@@ -124,7 +125,12 @@ def count_heads(site: Site, names: Sequence[str], axes: Sequence[Axis]) -> None:
             site.states(attribute_size(site.node, name, axis))
 
 
-@rule("Attention")
+def values_follow(site: Site) -> Action:
+    """The result is linear in the values; where there are caches, those would have to follow."""
+    return NONLINEAR if site.outputs > 1 or site.has(5) else Action((Term((2,)),))
+
+
+@rule("Attention", acts=values_follow)
 def attention(site: Site) -> None:
     """State queries, keys and values of rank 3 or 4, whose query heads may share key-value heads."""
     heads = _heads(site)

@@ -16,8 +16,8 @@ from bevel.passes.scaling.motions import Direction, directions, largest_of, spre
 
 Array = np.ndarray[Any, Any]
 
-# Ranges that differ by less are the same: an eighth of a step of eight bits.
-SETTLED: Final = 1e-3
+# Ranges that differ by less are the same: one step of eight bits.
+SETTLED: Final = 1e-2
 
 
 @dataclass(frozen=True, eq=False)

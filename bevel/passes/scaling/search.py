@@ -14,10 +14,10 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A layer as the search sees it.
+    """A layer as the search sees it, in single precision: its products are what takes time.
 
     `weights` `[groups, out, in]`, the second moment of its input `[groups, in, in]`, and for each input `[groups, in]`
-    the entry that scales it, -1 for none, and how it is scaled already.
+    the factor that scales it, -1 for none, and how it is scaled already.
     """
 
     weights: Array
@@ -27,25 +27,37 @@ class Part:
 
     def error(self, scale: Array, quantized: Callable[[Array], Array]) -> float:
         """Return the squared error of the output with weights that were scaled, quantized and scaled back."""
-        factor = (self.base * spread(scale, self.owners))[:, None]
-        change = quantized(self.weights * factor) / factor - self.weights
-        return float(np.sum((change @ self.second) * change))
+        factor = (self.base * spread(scale, self.owners)).astype(np.float32)[:, None]
+        return self._square(quantized(self.weights * factor) / factor - self.weights)
 
     @property
     def energy(self) -> float:
         """The mean square of the output."""
-        return float(np.sum((self.weights @ self.second) * self.weights))
+        return self._square(self.weights)
+
+    def _square(self, weights: Array) -> float:
+        return float(np.sum((weights @ self.second) * weights, dtype=np.float64))
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """An exponent, its scale, and the squared error of every part without and with it."""
+
+    alpha: float
+    scale: Array
+    before: tuple[float, ...]
+    after: tuple[float, ...]
 
 
 def best(
     parts: Sequence[Part], means: Array, quantized: Callable[[Array], Array], steps: int, *, exact: bool = False
-) -> tuple[float, Array]:
-    """Return the exponent among so many in [0, 1] with the least error in sum, and its scale; 0 scales nothing.
+) -> Found:
+    """Return the exponent among so many in [0, 1] with the least error in sum; 0, the first, scales nothing.
 
     With `exact` all scales that are tried are powers of two.
     """
     alphas = np.linspace(0, 1, steps)
     scales = [powers_of_two(each) if exact else each for each in (salient(means, alpha) for alpha in alphas)]
-    errors = [sum(part.error(scale, quantized) for part in parts) for scale in scales]
-    found = int(np.argmin(errors))
-    return float(alphas[found]), scales[found]
+    errors = [tuple(part.error(scale, quantized) for part in parts) for scale in scales]
+    place = int(np.argmin([sum(each) for each in errors]))
+    return Found(float(alphas[place]), scales[place], errors[0], errors[place])
