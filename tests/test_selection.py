@@ -211,9 +211,23 @@ def test_an_adapter_is_applied_to_a_model_and_taken_off_again(tmp_path):
     before = answer(model, x)
     adapter.apply(model)
     assert same(weights(model), weights(selection.merged()))
-    assert not np.allclose(answer(model, x), before)
+    once = answer(model, x)
+    assert not np.allclose(once, before)
+    with pytest.raises(UsageError, match="'down' holds other numbers"):
+        adapter.apply(model)
+    adapter.apply(model, force=True)
+    assert not np.allclose(answer(model, x), once)
     adapter.remove(model)
-    np.testing.assert_allclose(answer(model, x), before, rtol=1e-5, atol=1e-6)
+    adapter.remove(model)
+    np.testing.assert_allclose(answer(model, x), before, rtol=1e-5, atol=1e-5)
+
+
+def test_an_adapter_is_not_applied_in_another_order():
+    model = gated()
+    selection = trained(select_finetune(model, **EVERYTHING))
+    permute(model, selection.orders)
+    with pytest.raises(UsageError, match=r"'down' holds other numbers.*\n.*original order"):
+        selection.adapter().apply(model)
 
 
 class Own(nn.Module):

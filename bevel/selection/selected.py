@@ -13,7 +13,7 @@ from bevel.errors import UsageError
 from bevel.ir.cost import cost
 from bevel.ir.edit import permute
 from bevel.modules import backend, check, feeds_of
-from bevel.selection.adapter import Adapter, Delta
+from bevel.selection.adapter import Adapter, Delta, checksum
 from bevel.selection.slices import Slice
 
 if TYPE_CHECKING:
@@ -44,12 +44,13 @@ class Selection:
     def adapter(self) -> Adapter:
         """Return a copy of what the module has learnt so far."""
         found = backend("slices").contents(self.module, self.slices)
-        return Adapter(
-            tuple(
-                Delta(part.weight, part.shape, part.axis, part.index, part.as_weight(found[name]))
-                for name, part in self.slices.items()
-            )
-        )
+        return Adapter(tuple(self._delta(part, part.as_weight(found[name])) for name, part in self.slices.items()))
+
+    def _delta(self, part: Slice, values: Array) -> Delta:
+        tensor = self.base.graph.initializers[part.weight].const_value
+        assert tensor is not None
+        before = checksum(tensor, part.axis, part.index)
+        return Delta(part.weight, part.shape, part.axis, part.index, values, before)
 
     def put(self, adapter: Adapter) -> None:
         """Give the module what an adapter of the same selection holds, in the place of what it has learnt so far.
