@@ -43,14 +43,15 @@ class QuantizeBlocks(Pass):
     `nearest` takes scales that span each block. `clip` searches those of least squared error, zero points too. `hqq`
     fits them to an error that forgives outliers; it is for formats with zero points. `gptq` looks at the calibration
     data (made up if there are none): inputs not yet quantized make up for the errors of those that are, layer after
-    layer, each with what the quantized layers before it left of its inputs. Tables of Gather are then as with `clip`.
+    layer, each with what the quantized layers before it left of its inputs. Tables of Gather, and what is read more
+    than once, are then as with `clip`.
 
     `emit=fast` writes ONNX Runtime's MatMulNBits and GatherBlockQuantized, in the variants that are fast; products
     round activations to 8 bits too. `portable` writes standard operators: DequantizeLinear from opset 21 on where ONNX
     Runtime fuses it. What has no such form is stored as bytes and tables: small in the file, plain floats once loaded.
-    The opset stays as it is. A weight stays as it is where it is used more than once, is not finite, or would not
-    become smaller; a table of angles (it multiplies) does, too. Above 256 MB, `nearest` quantizes weights one at a time
-    while the model is written.
+    What several of these operators read is stored once. The opset stays as it is. A weight stays as it is where it is
+    not finite, would not become smaller, or something else reads it too; a table of angles (it multiplies) does, too.
+    Above 256 MB, `nearest` quantizes weights one at a time while the model is written.
 
     Promise: Lossy. If the error is above the limit, the worst layers are named.
 
@@ -122,7 +123,7 @@ class QuantizeBlocks(Pass):
 
     def _kept(self, model: ir.Model, planned: Sequence[Entry], ledger: Ledger, context: Context) -> Iterator[Stored]:
         """Yield weights that are computed now: those that learn from data after the others."""
-        learnt = [entry for entry in planned if self.rounding == "gptq" and entry.target.layer is not None]
+        learnt = [entry for entry in planned if self.rounding == "gptq" and _learns(entry.target)]
         others = [entry for entry in planned if entry not in learnt]
         with Shown() as shown:
             with ThreadPoolExecutor(THREADS) as threads:
@@ -166,3 +167,8 @@ class QuantizeBlocks(Pass):
             if not np.isfinite(matrix).all():
                 raise UsageError("it holds what is no number", where=f"weight {target.name!r}", remedy="skip it")
             return self._quantized(target, matrix)
+
+
+def _learns(target: Target) -> bool:
+    """Say whether a weight's codes can make up for each other: it has one reader, whose inputs can be seen."""
+    return target.layer is not None and not target.others

@@ -71,7 +71,7 @@ def rounded_in_numpy(text, weights, name, axis, block):
 
 def feed(text, seed=1):
     rng = np.random.default_rng(seed)
-    if text == WORDS:
+    if text in (WORDS, TIED):
         return {"ids": rng.integers(0, 40, (3, 5))}
     return {"x": rng.standard_normal((7, 48) if text == DENSE else (2, 4, 9, 9)).astype(np.float32)}
 
@@ -253,9 +253,9 @@ def test_an_error_above_the_limit_names_the_worst_weights():
 
 def test_what_must_not_change_stays():
     text = """
-    net (float[n, 64] x, int64[n] places) => (float[n, 64] y, float[n, 64] z, float[n, 64] o) {
+    net (float[64, 64] x, int64[64] places) => (float[n, 64] y, float[n, 64] z, float[n, 64] o) {
       a = MatMul (x, tied)
-      b = MatMul (a, tied)
+      b = Add (a, tied)
       c = MatMul (b, broken)
       angles = Gather (cosines, places)
       y = Mul (c, angles)
@@ -270,11 +270,40 @@ def test_what_must_not_change_stays():
     model.graph.initializers["broken"].const_value = ir.tensor(array, name="broken")
     report = bevel.optimize(model, "quantize-blocks{skip=tin*}", verify=False)
     notes = "\n".join(report.steps[0].notes)
-    assert "used more than once: tied" in notes
+    assert "used by what cannot be given codes: tied" in notes
     assert "not finite: broken" in notes
     assert "as angles do: cosines" in notes
     assert {"tied", "broken", "cosines", "tiny"} <= set(model.graph.initializers)
     assert "plain" not in model.graph.initializers
+
+
+TIED = """
+tied (int64[n, k] ids) => (float[n, k, 40] y) {
+  e = Gather (table, ids)
+  h = MatMul (e, twice)
+  g = MatMul (h, twice)
+  t = Transpose (table)
+  y = MatMul (g, t)
+}
+"""
+
+
+@pytest.mark.parametrize("emit", ["fast", "portable"])
+def test_what_several_nodes_read_is_stored_once(emit):
+    sizes = {"table": (40, 64), "twice": (64, 64)}
+    model, report = quantized(TIED, sizes, {"format": "uint4", "block": 32, "emit": emit})
+    elements = 40 * 64 + 64 * 64
+    assert report.after.bytes < elements * (4 + 36 / 32) / 8 + 3000
+    if emit == "fast":
+        assert operators(model) == ["GatherBlockQuantized", "MatMulNBits", "MatMulNBits", "Reshape", "MatMulNBits"]
+    reference = rounded_in_numpy(TIED, sizes, "uint4", "in", 32)
+    assert off(model, reference, TIED) < (0.02 if emit == "fast" else ROUNDING)
+    assert off(model, graph(TIED, sizes), TIED) > 0.02
+    stream = io.BytesIO()
+    bevel.save(model, stream)
+    again = bevel.load(onnx.load_from_string(stream.getvalue()))
+    assert bevel.groups(again) is not None
+    np.testing.assert_array_equal(run(again, feed(TIED)), run(model, feed(TIED)))
 
 
 def test_an_embedding_before_a_norm_is_no_table_of_angles():

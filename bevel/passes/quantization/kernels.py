@@ -13,10 +13,11 @@ import numpy as np
 import onnx_ir as ir
 
 from bevel.ir.names import Names
+from bevel.ir.resize import add_initializer
 from bevel.passes.fitting.layers import BIAS, GEMM, MATMUL
 from bevel.passes.formats import Format, Quantized
 from bevel.passes.formats.packing import pack
-from bevel.passes.quantization.forms import BYTE, CODES, SCALE, ZERO, Form, Layout, Whole, reader, rows, whole
+from bevel.passes.quantization.forms import BYTE, CODES, SCALE, ZERO, Form, Layout, Whole, put, reader, rows, whole
 from bevel.passes.quantization.targets import GATHER, Target
 
 Array = np.ndarray[Any, Any]
@@ -130,8 +131,51 @@ class Lookup(Kernel):
         reader(self, "GatherBlockQuantized", MICROSOFT, inputs, attributes)
 
 
-def kernel(target: Target, fmt: Format, axis: int | None, block: int) -> Kernel | str:
-    """Return the kernel's form of a weight, or why there is none."""
+@dataclass(frozen=True, eq=False)
+class Shared(Form):
+    """One weight for several kernels, stored once: what a product reads of a table is the same bytes in blocks."""
+
+    kernels: tuple[Kernel, ...] = field(kw_only=True)
+
+    @property
+    def layout(self) -> Layout:
+        """The tensors of the first."""
+        return self.kernels[0].layout
+
+    def arrays(self, quantized: Quantized) -> dict[str, Array]:
+        """Return the tensors of the first."""
+        return self.kernels[0].arrays(quantized)
+
+    def wire(self, model: ir.Model, values: Mapping[str, ir.Value], names: Names) -> None:
+        """Let every kernel read the tensors, in its own shape; ONNX Runtime computes that once, when it loads."""
+        for each in self.kernels:
+            shape, node = each.layout[CODES][0], each.target.node
+            codes = values[CODES]
+            if shape != self.layout[CODES][0]:
+                assert isinstance(node.graph, ir.Graph)
+                sizes = ir.Tensor(np.array(shape, np.int64))
+                wanted = add_initializer(node.graph, f"{self.target.name}.sizes", sizes, names)
+                codes = put(node, "Reshape", [codes, wanted], f"{self.target.name}.blocks", names)
+                codes.shape, codes.type = ir.Shape(shape), ir.TensorType(ir.DataType.UINT8)
+            each.wire(model, {**values, CODES: codes}, names)
+
+
+def kernel(target: Target, fmt: Format, axis: int | None, block: int) -> Kernel | Shared | str:
+    """Return the kernel's form of a weight, or why there is none; all its readers have one, or none has."""
+    found: list[Kernel] = []
+    for one in (target, *target.others):
+        each = _kernel(one, fmt, axis, block)
+        if isinstance(each, str):
+            return each
+        found.append(each)
+    if len(found) == 1:
+        return found[0]
+    if len({(each.piece, each.whole.bits) for each in found}) > 1:
+        return "no kernels for its readers in the same blocks and bits"
+    return Shared(target, fmt, axis, block, kernels=tuple(found))
+
+
+def _kernel(target: Target, fmt: Format, axis: int | None, block: int) -> Kernel | str:
     if why := _objection(target):
         return why
     if axis != target.in_axis:

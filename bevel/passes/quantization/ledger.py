@@ -11,7 +11,7 @@ import onnx_ir as ir
 from bevel.ir.cost import cost
 from bevel.passes.formats import Quantized
 from bevel.passes.quantization.forms import Form
-from bevel.passes.quantization.kernels import ACCURACY, Kernel
+from bevel.passes.quantization.kernels import ACCURACY, Kernel, Shared
 from bevel.passes.quantization.standard import Dequantized
 from bevel.passes.quantization.targets import Target
 from bevel.passes.quantization.writing import Stored
@@ -88,7 +88,7 @@ class Ledger:
         yield from self._errors("layer's output", {each.name: each.output_error for each in self.entries})
 
     def _stored(self) -> Iterator[str]:
-        kernels = [each for each in self.entries if isinstance(each.form, Kernel)]
+        kernels = [each for each in self.entries if isinstance(each.form, Kernel | Shared)]
         if kernels:
             yield (
                 f"{len(kernels)} are read by kernels of ONNX Runtime; products round activations to 8 bits as well "
@@ -96,7 +96,9 @@ class Ledger:
             )
         if plain := [each for each in self.entries if isinstance(each.form, Dequantized)]:
             yield f"{len(plain)} are in front of DequantizeLinear, which ONNX Runtime fuses with the product"
-        slow = {each.name: each.why for each in self.entries if not isinstance(each.form, Kernel | Dequantized)}
+        slow = {
+            each.name: each.why for each in self.entries if not isinstance(each.form, Kernel | Shared | Dequantized)
+        }
         for why, names in _by_reason(slow).items():
             reason = f", {why}" if why else ""
             yield f"small in the file, floats again when loaded{reason}: {listed(names)}"

@@ -87,6 +87,8 @@ class Dequantized(Form):
 def dequantized(target: Target, fmt: Format, axis: int | None, block: int, opset: int) -> Dequantized | str:
     """Return a weight in front of DequantizeLinear, or why not: it would not be exact, as small, or fast."""
     node = target.node
+    if target.others:
+        return "nothing fuses DequantizeLinear for several readers"
     if node.op_type not in (MATMUL, GEMM):
         return f"nothing fuses DequantizeLinear with {node.op_type}"
     if opset < BLOCKED:

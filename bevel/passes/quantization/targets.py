@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, Final
@@ -27,13 +27,15 @@ PASSING: Final = frozenset(
 class Target:
     """A weight, the node that reads it, and the weight as a matrix of inputs and outputs.
 
-    The matrix is the weight's content in the order it is stored in: a kernel's rows are its filters. What is asked once
-    is remembered, for the node does not stay.
+    Of a weight that is read more than once, `others` are the other readers, who all take it the same way. The matrix
+    is the weight's content in the order it is stored in: a kernel's rows are its filters. What is asked once is
+    remembered, for the node does not stay.
     """
 
     node: ir.Node
     weight: ir.Value
     layer: Layer | None = None
+    others: tuple["Target", ...] = ()
 
     @property
     def name(self) -> str:
@@ -82,15 +84,23 @@ def found(model: ir.Model, only: Sequence[str], skip: Sequence[str]) -> tuple[li
     """
     targets: list[Target] = []
     left: dict[str, str] = {}
+    readers: dict[ir.Value, list[Target]] = {}
     for target in _candidates(model):
-        if not _asked(target, only, skip):
-            continue
-        why = _objection(target)
-        if why:
-            left[target.name] = why
-        else:
-            targets.append(target)
+        readers.setdefault(target.weight, []).append(target)
+    for same in readers.values():
+        if all(_asked(target, only, skip) for target in same):
+            why = _objection(same)
+            if why:
+                left[same[0].name] = why
+            else:
+                targets.append(_together(same))
     return targets, left
+
+
+def _together(readers: Sequence[Target]) -> Target:
+    """Return all readers of a weight as one target: that of a table, if there is one, and the others."""
+    first, *others = sorted(readers, key=lambda target: target.layer is not None)
+    return replace(first, others=tuple(others))
 
 
 def _candidates(model: ir.Model) -> Iterator[Target]:
@@ -120,15 +130,27 @@ def _asked(target: Target, only: Sequence[str], skip: Sequence[str]) -> bool:
     return (not only or matches(only)) and not matches(skip)
 
 
-def _objection(target: Target) -> str:
+def _objection(readers: Sequence[Target]) -> str:
     """Say why a weight cannot be quantized, if so."""
-    if len(target.weight.uses()) != 1 or target.weight.is_graph_output():
-        return "used more than once"
-    if target.tensor.dtype not in FLOATS:
+    first = readers[0]
+    if first.weight.is_graph_output() or _reading(first.weight) != {target.node for target in readers}:
+        return "used by what cannot be given codes"
+    if len({target.in_axis for target in readers}) > 1:
+        return "used as it is and transposed"
+    if first.tensor.dtype not in FLOATS:
         return "quantized already"
-    if target.layer is None and _multiplies(target.node):
+    if any(target.layer is None and _multiplies(target.node) for target in readers):
         return "its rows multiply others, as angles do"
-    return "" if target.tensor.size else "empty"
+    return "" if first.tensor.size else "empty"
+
+
+def _reading(value: ir.Value) -> set[ir.Node]:
+    """Return the nodes that read a value, as it is or transposed."""
+    nodes: set[ir.Node] = set()
+    for node, _ in value.uses():
+        turned = node.op_type == "Transpose" and not node.outputs[0].is_graph_output()
+        nodes |= _reading(node.outputs[0]) if turned else {node}
+    return nodes
 
 
 def _multiplies(node: ir.Node) -> bool:
