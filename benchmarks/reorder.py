@@ -27,7 +27,7 @@ from rich.table import Table
 
 import bevel
 from benchmarks.reorder_models import SUBJECTS, Subject
-from bevel.errors import BevelError
+from bevel.errors import EditRefused, UnsupportedModel
 from bevel.ir.groups import analyse
 from bevel.passes.base import Context
 from bevel.passes.calibration import Calibration
@@ -54,6 +54,7 @@ TRANSFORMS: Final = {
     "Hadamard, search": f"rotate{{{{kind=hadamard}}}},{SORTS['search']}",
 }
 BLOCKS: Final = (128, 64, 32)
+ALL: Final = 1 << 30  # keys
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def key_error(model: ir.Model, subject: Subject, kind: Kind) -> float:
     holdings = Holdings(analysis)
     keys = [Target(group) for group in analysis.groups if any(held.keys for held in holdings.held(Target(group)))]
     context = Context(0, Calibration(subject.calibration, "a benchmark"), Execution())
-    seen = [vectors for found in watch(analysis, keys, context).values() for vectors in found if vectors.kept]
+    seen = [vectors for found in watch(analysis, keys, context, ALL).values() for vectors in found if vectors.kept]
     widths = [np.concatenate(vectors.kept) for vectors in seen]
     same = [np.arange(array.shape[2])[None] for array in widths]
     return mean(vector_error(kind.fmt, kind.block, array, places) for array, places in zip(widths, same, strict=True))
@@ -127,13 +128,12 @@ def rounded_to(model: ir.Model, kind: Kind) -> ir.Model:
     return copy
 
 
-def quality(name: str, subject: Subject, bits: Sequence[int], blocks: Sequence[int]) -> Iterator[Table]:
+def quality(name: str, subject: Subject, rows: Sequence[str], kinds: Sequence[Kind]) -> Iterator[Table]:
     """Yield a table for each measure of quality: a row for each pipeline, a column for each format."""
-    kinds = [Kind(f"int{each}", block) for each in bits for block in blocks]
     found: dict[str, dict[Kind | None, Mapping[str, float] | str]] = {}
-    for row, text in TRANSFORMS.items():
-        if installed(text):
-            found[row] = dict(judged(subject, text, kinds))
+    for row in rows:
+        if installed(TRANSFORMS[row]):
+            found[row] = dict(judged(subject, TRANSFORMS[row], kinds))
     for measure in subject.measures:
         columns = [f"{kind.format}/{kind.block}" for kind in kinds]
         table = Table("passes", "unrounded", *columns, title=f"{name}: {measure}")
@@ -154,7 +154,7 @@ def judged(
                 made = {pipeline: transformed(subject, pipeline)}
                 yield None, subject.quality(made[pipeline])
             yield kind, subject.quality(rounded_to(made[pipeline], kind))
-    except BevelError as refusal:
+    except (EditRefused, UnsupportedModel) as refusal:
         yield from ((kind, type(refusal).__name__) for kind in (None, *kinds))
 
 
@@ -175,13 +175,15 @@ def main() -> None:
     parser.add_argument("--format", default="bfp4", help="of the table of errors")
     parser.add_argument("--bits", nargs="+", type=int, default=[4, 3, 2])
     parser.add_argument("--blocks", nargs="+", type=int, default=[32, 64, 128])
+    parser.add_argument("--rows", nargs="+", choices=TRANSFORMS, default=list(TRANSFORMS), help="of the quality")
     options = parser.parse_args()
     console = Console(width=120)
+    kinds = [Kind(f"int{each}", block) for each in options.bits for block in options.blocks]
     for name in options.only:
         if options.part != "quality":
             console.print(errors(name, SUBJECTS[name], options.format))
         if options.part != "errors":
-            for table in quality(name, SUBJECTS[name], options.bits, options.blocks):
+            for table in quality(name, SUBJECTS[name], options.rows, kinds):
                 console.print(table)
 
 

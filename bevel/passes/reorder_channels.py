@@ -16,13 +16,14 @@ from bevel.passes.choice import choose, left_out
 from bevel.passes.formats import block_format
 from bevel.passes.importance import Aggregate, lift
 from bevel.passes.reordering.orders import Arrangement, arranged, contiguous
-from bevel.passes.reordering.scores import Size, sizes
+from bevel.passes.reordering.scores import MEASURES, Size, sizes
 from bevel.passes.reordering.search import Search
 from bevel.passes.reordering.tables import separate_tables
 from bevel.passes.reordering.targets import Target, innermost, put, targets
 
 Array = np.ndarray[Any, Any]
 
+MADE_UP: Final = "activations were measured on made-up inputs, which says little: give some (--calibration)"
 MOST_NAMED: Final = 12  # groups of which the notes say what a search gained
 _ENTRIES: Final = re.compile(r"(\d+)(?:-(\d+))?")
 
@@ -86,7 +87,8 @@ class ReorderChannels(Pass):
         if self.by == "search":
             return self._searched(analysis, innermost(analysis, groups), context)
         found = targets(analysis, groups, per_head=self.per_head)
-        return self._arranged(sizes(self.by, analysis, found, context)), ()
+        guessed = self.by in MEASURES and context.calibration.made_up
+        return self._arranged(sizes(self.by, analysis, found, context)), (MADE_UP,) if guessed else ()
 
     def _arranged(self, scores: Mapping[Target, Array]) -> Mapping[Target, Array]:
         return {target: arranged(found, self.order, self.block) for target, found in scores.items()}

@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 
 import bevel
-from bevel.errors import UsageError
+from bevel.errors import CalibrationError, UsageError
 from bevel.ir.groups import analyse
 from bevel.passes.base import Context
 from bevel.passes.calibration import Calibration
@@ -120,6 +120,18 @@ def test_without_data_the_search_goes_by_weights():
     bevel.optimize(model, "reorder-channels{by=search format=int4 block=8}")
     large = norms(model, "wk") > 1
     assert (large.reshape(HEADS, 4, 8).any(2).sum(1) == 1).all()
+
+
+def test_activations_on_made_up_inputs_say_little():
+    report = bevel.optimize(planted(), "reorder-channels{by=rms only=wk}")
+    assert report.steps[0].notes[1].startswith("activations were measured on made-up inputs")
+
+
+def test_without_inputs_there_is_nothing_to_measure():
+    analysis = analyse(planted())
+    found = targets(analysis, [group for group in analysis.groups if group.allows("permute")], per_head=True)
+    with pytest.raises(CalibrationError, match="no input"):
+        watch(analysis, found, context([]))
 
 
 def test_the_error_that_is_searched_for_is_that_of_the_output():

@@ -1,12 +1,13 @@
 """Activations as vectors along a head, and their sizes channel by channel."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
+from bevel.errors import CalibrationError
 from bevel.ir.axes import Axis, Dim, Product, atoms, product, resolve
 from bevel.ir.groups import Analysis
 from bevel.ir.sizes import is_symbolic
@@ -18,54 +19,61 @@ from bevel.passes.reordering.targets import Target
 Array = np.ndarray[Any, Any]
 Measure: TypeAlias = Literal["absmax", "absmean", "rms"]
 
-# Vectors that are kept of a feed to measure errors on; sizes are measured on all.
+# Vectors that are kept of a feed to compare orders by their errors; sizes are measured on all.
 MOST_KEPT: Final = 512
 
 
 @dataclass
 class Vectors:
-    """What was seen of one activation, `[vectors, heads, width]`; `axis` is that of the width. Some keys are kept."""
+    """What was seen of one activation, `[vectors, heads, width]`; some are kept, if they are keys."""
 
     target: Target
     held: Held
-    axis: Axis
+    layout: "Layout"
     count: int = 0
     largest: Array = field(default_factory=lambda: np.zeros(()))
     total: Array = field(default_factory=lambda: np.zeros(()))
     square: Array = field(default_factory=lambda: np.zeros(()))
     kept: list[Array] = field(default_factory=list)
 
-    def see(self, vectors: Array) -> None:
-        """Take the vectors of one more feed into account."""
+    def see(self, vectors: Array, most: int) -> None:
+        """Take the vectors of one more feed into account, and keep at most so many of them, if they are keys."""
         sizes = np.abs(vectors, dtype=np.float64)
         self.count += len(vectors)
         self.largest = np.maximum(self.largest, sizes.max(0, initial=0.0))
         self.total = self.total + sizes.sum(0)
         self.square = self.square + np.square(sizes).sum(0)
         if self.held.keys:
-            self.kept.append(vectors[:: -(-len(vectors) // MOST_KEPT) or 1].astype(np.float32))
+            self.kept.append(vectors[:: -(-len(vectors) // most) or 1].astype(np.float32))
 
     def sizes(self, measure: Measure) -> Array:
         """Return the size of each entry of each head, `[heads, size]`: of its channels, the largest."""
         count = max(self.count, 1)
         found = {"absmax": self.largest, "absmean": self.total / count, "rms": np.sqrt(self.square / count)}[measure]
         return np.concatenate(
-            [each.lifted(row, self.axis) for each, row in zip(self._apart(len(found)), found, strict=True)]
+            [each.lifted(row, self.layout.width) for each, row in zip(self._apart(len(found)), found, strict=True)]
         )
 
     def places(self, orders: Array) -> Array:
         """Return from where each place of each head is taken, `[heads, width]`."""
         heads = self.largest.shape[0]
         rows = [orders] if heads == 1 else np.split(orders, heads)
-        return np.stack([each.places(self.axis, row) for each, row in zip(self._apart(heads), rows, strict=True)])
+        return np.stack(
+            [each.places(self.layout.width, row) for each, row in zip(self._apart(heads), rows, strict=True)]
+        )
 
     def _apart(self, heads: int) -> list[Target]:
         """Return what each row is of: the whole target, or the group in one of its heads."""
         return [self.target] if heads == 1 else [Target(self.target.group)] * heads
 
 
-def watch(analysis: Analysis, targets: Sequence[Target], context: Context) -> dict[Target, list[Vectors]]:
-    """Run the model on the context's samples and return what was seen of each target, where it is held."""
+def watch(
+    analysis: Analysis, targets: Sequence[Target], context: Context, most: int = MOST_KEPT
+) -> dict[Target, list[Vectors]]:
+    """Run the model on the context's samples and return what was seen of each target, where it is held.
+
+    At most so many keys are kept of a feed.
+    """
     holdings = Holdings(analysis)
     wanted: dict[Held, Target] = {held: target for target in targets for held in holdings.held(target)}
     by_node: dict[object, list[Held]] = {}
@@ -76,19 +84,18 @@ def watch(analysis: Analysis, targets: Sequence[Target], context: Context) -> di
     for node in analysis.model.graph:
         for held in by_node.get(node, ()):
             walk.reach(node)
-            seen = _seen(analysis, wanted[held], held, walk.values(held.value))
+            seen = _empty(analysis, wanted[held], held)
+            for vectors in map(seen.layout.vectors, walk.values(held.value)):
+                seen.see(vectors, most)
+            if not seen.count:
+                raise CalibrationError("there is no input to take statistics of", where=context.calibration.source)
             found[wanted[held]].append(seen)
     return found
 
 
-def _seen(analysis: Analysis, target: Target, held: Held, arrays: Iterable[Array]) -> Vectors:
-    axes = analysis.axes(held.value) or ()
+def _empty(analysis: Analysis, target: Target, held: Held) -> Vectors:
     heads = None if target.heads is None else target.heads.dim
-    layout = Layout.of(axes, held.axis, target.group.dim, heads)
-    seen = Vectors(target, held, layout.width)
-    for array in arrays:
-        seen.see(layout.vectors(array))
-    return seen
+    return Vectors(target, held, Layout.of(analysis.axes(held.value) or (), held.axis, target.group.dim, heads))
 
 
 @dataclass(frozen=True)
