@@ -23,7 +23,7 @@ from bevel.errors import EditRefused, UsageError
 from bevel.ir import plan_file
 from bevel.ir.plan_file import PlannedTensor
 from bevel.ir.provenance import Provenance, provenance
-from bevel.ir.record import Cut, cuts
+from bevel.ir.record import MIXED, Cut, cuts
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,12 @@ def _initializers(model: ir.Model) -> Iterator[ir.Value]:
 
 def _planned(value: ir.Value) -> PlannedTensor | None:
     """Return what is known of an initializer; None for a constant without a source of which nothing was taken."""
+    if MIXED in value.meta:
+        raise EditRefused(
+            "its places were reordered along one axis in another way for each place of another",
+            where=f"initializer {value.name!r}",
+            remedy="a plan takes whole places of axes: give all heads one order (per-head=false)",
+        )
     source, taken = provenance(value), cuts(value)
     if value.const_value is None or value.name is None or (source is None and not taken):
         return None

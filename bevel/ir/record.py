@@ -15,6 +15,8 @@ import onnx_ir as ir
 from bevel.ir.change import Change
 
 KEY: Final = "bevel.cuts"
+MIXED: Final = "bevel.mixed"
+"""Key in `value.meta` of initializers of which something else was taken than whole places of axes."""
 
 
 @dataclass(frozen=True, eq=False)

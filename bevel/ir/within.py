@@ -22,10 +22,12 @@ import onnx_ir as ir
 from bevel.errors import EditRefused
 from bevel.ir.axes import Axis, Dim, Product, Sum, atoms, paths, resolve
 from bevel.ir.change import Change
+from bevel.ir.content import content
 from bevel.ir.coupling import Freedom
-from bevel.ir.edit import take_places
+from bevel.ir.edit import entries, take_places
 from bevel.ir.groups import Analysis, Group
-from bevel.ir.record import Cut
+from bevel.ir.provenance import provenance
+from bevel.ir.record import MIXED, Cut
 from bevel.ir.resize import Write
 from bevel.ir.site import Axes, Site
 from bevel.ir.strands import Occurrence, alternatives, occurrences, strands
@@ -88,6 +90,12 @@ class Fibre:
             moves[here] += (self.orders[heads, entries] - entries) * cells.stride
         return moves
 
+    def places(self, axis: Axis, across: Axis) -> np.ndarray:
+        """Return from where the places of an axis are taken, for each place of the axis that has the heads."""
+        (heads,) = (_coordinate(across, path)[0] for path, dim in paths(across) if dim is self.outer)
+        orders = [entries(axis, {self.inner: order}) for order in self.orders]
+        return np.stack([orders[head] if head >= 0 else np.arange(axis.size) for head in heads])
+
 
 class Cells(NamedTuple):
     """Which entry of a dimension each place of an axis holds, or -1, of which head, and how far apart entries are.
@@ -142,12 +150,32 @@ def _writes(value: ir.Value, axes: Axes, fibres: Sequence[Fibre]) -> Iterator[Wr
     parts: dict[int, Cut] = {}
     for place, axis in enumerate(axes):
         dims = set(atoms(axis))
-        moves = [fibre.moved(axis) for fibre in fibres if fibre.inner in dims]
+        within = [fibre for fibre in fibres if fibre.inner in dims]
+        moves = [fibre.moved(axis) for fibre in within if fibre.outer in dims]
         if moves:
             order = np.arange(axis.size) + sum(moves)
             parts[place] = Cut(axis.size, order, (Change.of(axis, lambda each: each.size),))
+        for fibre in within:
+            if fibre.outer not in dims:
+                across = next(other for other, each in enumerate(axes) if fibre.outer in set(atoms(each)))
+                yield partial(_take_apart, value, place, across, fibre.places(axis, axes[across]))
     if parts:
         yield partial(take_places, value, parts)
+
+
+def _take_apart(value: ir.Value, axis: int, across: int, places: np.ndarray) -> None:
+    """Take places of an initializer along an axis, others for each place of another axis: `[across, axis]`."""
+    source, shape = value.const_value, value.shape
+    assert source is not None and isinstance(shape, ir.Shape)
+    index = places if across < axis else places.T
+    index = np.expand_dims(index, [other for other in range(len(shape)) if other not in (axis, across)])
+
+    def take() -> ir.TensorProtocol:
+        with content(source) as array:
+            return ir.Tensor(np.take_along_axis(array, index, axis), dtype=source.dtype, shape=shape, name=value.name)
+
+    value.const_value = ir.LazyTensor(take, dtype=source.dtype, shape=shape, name=value.name)
+    value.meta[MIXED] = True
 
 
 def outer_dims(analysis: Analysis, group: Group) -> Iterator[Dim]:
@@ -181,15 +209,18 @@ class _Nodes:
 
     def agree(self, inner: Dim, outer: Dim) -> bool:
         """Say whether heads are apart at every node and in every initializer."""
-        return all(self._one_axis(value, inner, outer) for value in self.weights.get(inner, ())) and all(
+        return all(self._has_heads(value, inner, outer) for value in self.weights.get(inner, ())) and all(
             self._apart(node, inner, outer) for node in self.nodes.get(inner, ())
         )
 
-    def _one_axis(self, value: ir.Value, inner: Dim, outer: Dim) -> bool:
-        """Say whether an initializer has heads and channels on one axis, wherever it has channels."""
+    def _has_heads(self, value: ir.Value, inner: Dim, outer: Dim) -> bool:
+        """Say whether an initializer has heads wherever it has channels: on the same axis, if it is a parameter."""
         found = [each for each, dim in occurrences(value, self.analysis.facts) if dim is inner]
         heads = [self._head(each, outer) for each in found]
-        return all(head is not None and head.axis == each.axis for head, each in zip(heads, found, strict=True))
+        apart = provenance(value) is None
+        return all(
+            head is not None and (apart or head.axis == each.axis) for head, each in zip(heads, found, strict=True)
+        )
 
     def _apart(self, node: ir.Node, inner: Dim, outer: Dim) -> bool:
         """Say whether places that a node treats as one lie in heads that it treats as one."""

@@ -9,6 +9,7 @@ from bevel.ir import within
 from bevel.ir.edit import permute
 from bevel.ir.groups import analyse
 from bevel.ir.plan import plan
+from bevel.ir.provenance import Provenance, set_provenance
 from bevel.ir.within import hosts, permute_within
 from tests import zoo
 from tests.graphs import graph
@@ -131,9 +132,25 @@ def test_what_would_come_of_heads_that_are_tied(monkeypatch):
     assert difference(before, answer(model, feed)) > 0.01
 
 
-def test_each_head_may_turn_by_its_own_angles():
+@pytest.mark.parametrize("shape", [(2, 3), (1, 1, 2, 3), (5, 2, 3)])
+def test_each_head_may_turn_by_its_own_angles(shape):
+    model = graph(TURNED, {"w": (6, 6), "angles": shape, "wo": (6, 6)})
+    feed = {"x": FEED["x"][:, :, :6]}
+    before, kept = answer(model, feed), model.graph.initializers["angles"].const_value
+    analysis = analyse(model)
+    (name,) = free(analysis)
+    permute_within(analysis, {name: np.array([[1, 2, 0], [0, 2, 1]])})
+    assert difference(before, answer(model, feed)) < TOLERANCE
+    with pytest.raises(EditRefused, match="in another way for each place"):
+        plan(model)
+    model.graph.initializers["angles"].const_value = kept
+    assert difference(before, answer(model, feed)) > 0.01
+
+
+def test_angles_of_heads_that_are_a_parameter_are_refused():
     model = graph(TURNED, {"w": (6, 6), "angles": (2, 3), "wo": (6, 6)})
-    assert free(analyse(model)) == {}  # heads and channels of the table stand on two axes
+    set_provenance(model.graph.initializers["angles"], Provenance(("angles",), trainable=True))
+    assert free(analyse(model)) == {}
 
 
 def test_orders_that_are_none_are_refused():

@@ -1,5 +1,7 @@
 """Rotary pairs move with their frequencies: by halves and interleaved, decomposed and fused, a table shared or not."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -174,6 +176,16 @@ def test_copies_that_nothing_tells_apart_are_one_again_in_the_file(tmp_path):
     bevel.save(model, tmp_path / "after.onnx")
     sizes = [len(ir.load(tmp_path / name).graph) for name in ("before.onnx", "after.onnx")]
     assert sizes[0] == sizes[1]
+
+
+def test_heads_with_angles_of_their_own_have_orders_of_their_own():
+    frequencies = np.array([[[1.0, 0.3, 0.1, 0.03]], [[0.9, 0.2, 0.05, 0.01]]], np.float32)
+    weights = INTERLEAVED.weights | {"frequencies": frequencies, "last": whole(3)}
+    model = bevel.load(ir.to_proto(replace(INTERLEAVED, weights=weights).model))
+    bevel.optimize(model, "reorder-channels{by=key-norm}", calibration=[INTERLEAVED.feed])
+    after = model.graph.initializers["frequencies"].const_value.numpy()
+    orders = [[list(head[0]).index(each) for each in row[0]] for head, row in zip(frequencies, after, strict=True)]
+    assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]) == [0, 1, 2, 3]
 
 
 def test_one_buffer_of_a_module_cannot_have_two_orders():
