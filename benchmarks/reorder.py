@@ -152,6 +152,7 @@ def judged(
             pipeline = kind.pipeline(text)
             if pipeline not in made:
                 made = {pipeline: transformed(subject, pipeline)}
+            if kind is kinds[0]:
                 yield None, subject.quality(made[pipeline])
             yield kind, subject.quality(rounded_to(made[pipeline], kind))
     except (EditRefused, UnsupportedModel) as refusal:
