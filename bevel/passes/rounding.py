@@ -17,6 +17,7 @@ from bevel.ir.resize import add_initializer
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 DOMAINS: Final = ("", "com.microsoft")
+PRODUCT, ACCURACY, EIGHT_BITS = "MatMulNBits", "accuracy_level", 4
 HALVES: Final = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 WITHOUT_ZERO_POINT: Final = ir.DataType.UINT8
 """What QuantizeLinear gives out if nothing says otherwise."""
@@ -34,14 +35,24 @@ def leave_out_rounding(model: ir.Model) -> int:
     """Replace activations that are quantized and dequantized at once by activations clipped to the same range.
 
     Only where one scale holds for the whole tensor, and the same on both sides: were a scale for each channel left out,
-    one could not see any more whether it moved along with its channel. Returns how many were replaced.
+    one could not see any more whether it moved along with its channel. Products with weights in blocks no longer round
+    their activations either. Returns how many were replaced.
     """
     names = Names(model)
     nodes = [node for graph in model.graphs() for node in graph if _rounds(node)]
     for node in nodes:
         _clip(node, names)
     remove_dead(model)
-    return len(nodes)
+    return len(nodes) + multiply_precisely(model)
+
+
+def multiply_precisely(model: ir.Model) -> int:
+    """Let products with weights in blocks take activations as they are, not in 8 bits; return how many did not."""
+    nodes = [node for graph in model.graphs() for node in graph if node.op_type == PRODUCT and node.domain in DOMAINS]
+    coarse = [node for node in nodes if node.attributes.get_int(ACCURACY, 0) == EIGHT_BITS]
+    for node in coarse:
+        del node.attributes[ACCURACY]
+    return len(coarse)
 
 
 def _rounds(node: ir.Node) -> bool:

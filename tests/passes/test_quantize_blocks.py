@@ -18,6 +18,7 @@ from bevel.passes.formats import block_format
 from bevel.passes.quantization.kernels import kernel
 from bevel.passes.quantization.targets import found
 from bevel.passes.quantize_blocks import QuantizeBlocks
+from bevel.passes.rounding import leave_out_rounding
 from bevel.testing import check_pass
 from tests.graphs import graph, proto
 from tests.passes.test_prune_weights import CONVOLUTIONS, KERNELS, correlated
@@ -139,6 +140,8 @@ def test_kernels_equal_numpy_but_for_activations_of_eight_bits(name, block, layo
     assert (change <= bound * 1.01 + ROUNDING).all()
     assert change.max() > ROUNDING  # the kernel does round activations
     assert not (change <= bound / 50).all()
+    assert leave_out_rounding(model) == 1  # and rounds nothing else
+    assert run(model, {"x": x}) == pytest.approx(run(reference, {"x": x}), rel=ROUNDING, abs=ROUNDING * 10)
 
 
 @pytest.mark.parametrize(("name", "block"), [("int4", 32), ("uint4", 16), ("int8", 0), ("uint2", 32), ("mxfp4", 32)])
@@ -360,6 +363,19 @@ def test_kernels_take_only_blocks_they_are_fast_at():
     assert form("mxfp4", 32) == (8, 32)
     assert form("int4", 24) == "no kernel has blocks of 24"
     assert form("nf4", 64) == "no kernel has the levels of nf4"
+
+
+@pytest.mark.parametrize("spec", [{"format": "uint4"}, {"format": "nvfp4", "block": 16, "emit": "portable"}])
+def test_a_quantized_model_becomes_a_module(spec):
+    pytest.importorskip("torch")
+    model, _ = quantized(TIED, {"table": (40, 64), "twice": (64, 64)}, spec)
+    bevel.to_torch(model)  # verified
+
+
+def test_what_moves_blocks_as_a_whole_keeps_its_promise():
+    model, _ = quantized(DENSE, WEIGHTS, {"format": "int8", "skip": ("second", "third")})
+    report = bevel.optimize(model, "reorder-channels")
+    assert report.error < 0.02
 
 
 def test_an_unknown_format_is_refused_at_once():
