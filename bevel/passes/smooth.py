@@ -12,6 +12,7 @@ from bevel.passes.fitting.layers import Layer
 from bevel.passes.fitting.magnitudes import magnitudes
 from bevel.passes.scaling.columns import columns
 from bevel.passes.scaling.factors import powers_of_two, smoothing
+from bevel.passes.scaling.gates import open_gates
 from bevel.passes.scaling.motions import Scaling, largest_of, left_alone, scalings, spread
 
 Array = np.ndarray[Any, Any]
@@ -26,13 +27,14 @@ class Smooth(Pass):
     layers that read a channel share its scale: queries, keys and values have one. Besides norms it goes from values to
     the output of attention (a scale for each head times one for each of a head's channels), from the linear half of a
     gated unit to what reads the product, through ReLU and everything else that a scale passes. Where none passes, the
-    notes name the node. No node is added.
+    notes name the node. No node is added, except with `gates`: then scales pass SiLU, GELU and whatever else multiplies
+    something by a function of itself, by one product more before that function (MambaQuant's SSwish).
 
     Promise: Preserving; with `exact=true` scales are powers of two, which round nothing.
 
     Example: smooth{alpha=0.7}
 
-    Source: Xiao et al. 2023, SmoothQuant.
+    Source: Xiao et al. 2023, SmoothQuant; Xu et al. 2025, MambaQuant (gates).
     """
 
     name: ClassVar[str] = "smooth"
@@ -40,6 +42,7 @@ class Smooth(Pass):
 
     alpha: Annotated[float, Range(0, 1), Doc("how much of the range moves into weights: 1 is all of it")] = 0.5
     exact: Annotated[bool, Doc("take the nearest powers of two")] = False
+    gates: Annotated[bool, Doc("let scales pass x * f(x), by one product more that scales back what f reads")] = False
     samples: Annotated[int, Range(1), Doc("how many samples to take ranges over")] = SAMPLES
     only: Annotated[tuple[str, ...], Doc("patterns of groups or tensors to scale; everything if empty")] = ()
     skip: Annotated[tuple[str, ...], Doc("patterns of groups or tensors to leave alone")] = ()
@@ -47,7 +50,13 @@ class Smooth(Pass):
     def run(self, model: ir.Model, context: Context) -> Outcome:
         """Measure, then scale one motion after the other."""
         analysis = analyse(model)
+        gates = open_gates(analysis) if self.gates else []
+        analysis = analyse(model) if gates else analysis
         found = scalings(analysis, self.only, self.skip)
+        moved = {place.value for each in found for place in each.direction.motion.initializers}
+        for gate in gates:
+            if gate.ones not in moved:
+                gate.remove()
         read = {reading.layer: reading for each in found for reading in each.readings}
         measured = magnitudes(model, list(read), replace(context, samples=self.samples))
         before = {data: each.largest for data, each in measured.items()}
@@ -57,7 +66,9 @@ class Smooth(Pass):
             each.divide(analysis, scale)
             for data, owned in {reading.layer.data: reading.owners for reading in each.readings}.items():
                 ranges[data] = ranges[data] / spread(scale, owned)
-        return Outcome(notes=(*_gained(list(read), before, ranges), *left_alone(analysis, list(read))))
+        opened = sum(gate.ones in moved for gate in gates)
+        said = [f"{opened} of {len(gates)} gates opened, by one product more each"] if self.gates else []
+        return Outcome(notes=(*_gained(list(read), before, ranges), *said, *left_alone(analysis, list(read))))
 
     def _scale(self, each: Scaling, ranges: dict[ir.Value, Array]) -> Array:
         """Return by what to divide the inputs that a motion scales."""

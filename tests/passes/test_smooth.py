@@ -16,6 +16,7 @@ from bevel.passes.smooth import Smooth
 from bevel.testing import check_pass
 from tests.graphs import graph
 from tests.passes.nets import Net
+from tests.test_mamba import feed, scan
 
 NORMS = {
     "LayerNormalization": "h = LayerNormalization <axis = -1> (x, gain, bias)",
@@ -178,6 +179,72 @@ def test_a_bias_that_is_left_behind_is_caught(monkeypatch):
     monkeypatch.setattr(motions, "move", forgetful)
     with pytest.raises(PromiseBroken, match="smooth"):
         optimize(attention(), "smooth", calibration=feeds(6, 16))
+
+
+GATES = {
+    "silu": "s = Sigmoid (u)  g = Mul (u, s)",
+    "gelu": "d = Div (u, two)  e = Erf (d)  f = Add (e, one)  o = Mul (u, f)  g = Mul (o, half)",
+    "gelu by tanh": "h = Mul (u, half)  p = Pow (u, three)  a = Add (u, p)  t = Tanh (a)  f = Add (t, one)  "
+    "g = Mul (h, f)",
+}
+GATED = """
+net (float[n, 6] x) => (float[n, 4] y)
+<float one = {1}, float two = {1.4142}, float three = {3}, float half = {0.5}> {
+  m = MatMul (x, w1)
+  u = Add (m, b1)
+  %s
+  y = MatMul (g, w2)
+}
+"""
+
+
+def gated(name):
+    return graph(GATED % GATES[name], {"w1": (6, 8), "b1": (8,), "w2": (8, 4)})
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_gates_are_opened_by_one_product_more(name):
+    model, inputs = gated(name), feeds(6)
+    (step,) = optimize(model.clone(), "smooth", calibration=inputs).steps
+    assert "no layer reads what a scale can move" in step.notes
+    check_pass(Smooth(gates=True), model, inputs)
+    before, nodes = read(model, "w2", inputs), len(list(model.graph))
+    ranges, weights = (np.abs(each).max(0) for each in before)
+    (step,) = optimize(model, "smooth{gates=true}", calibration=inputs).steps
+    assert len(list(model.graph)) == nodes + 1
+    assert "1 of 1 gates opened, by one product more each" in step.notes
+    rows, matrix = read(model, "w2", inputs)
+    assert np.allclose(np.abs(rows).max(0), np.sqrt(ranges * weights), rtol=1e-3)
+    assert np.allclose(np.abs(matrix).max(0), np.sqrt(ranges * weights), rtol=1e-3)
+
+
+def test_gates_that_help_nobody_stay_shut():
+    text = (GATED % GATES["silu"]).replace("y = MatMul (g, w2)", "k = Tanh (g)  y = MatMul (k, w2)")
+    model = graph(text, {"w1": (6, 8), "b1": (8,), "w2": (8, 4)})
+    before = len(list(model.graph)), set(model.graph.initializers)
+    (step,) = optimize(model, "smooth{gates=true}", calibration=feeds(6)).steps
+    assert (len(list(model.graph)), set(model.graph.initializers)) == before
+    assert step.error == 0 and "0 of 1 gates opened, by one product more each" in step.notes
+
+
+def test_a_gate_that_is_not_scaled_back_is_caught(monkeypatch):
+    def forgetful(analysis, moves):
+        for each in moves:
+            kept = {place: power for place, power in each.motion.exponents.items() if "gate" not in place.value.name}
+            move(analysis, [replace(each, motion=replace(each.motion, exponents=kept))])
+
+    monkeypatch.setattr(motions, "move", forgetful)
+    with pytest.raises(PromiseBroken, match="smooth"):
+        optimize(gated("silu"), "smooth{gates=true}", calibration=feeds(6))
+
+
+def test_the_gate_of_a_mamba_block():
+    """Step and convolution are smoothed as they are, the output's projection through the gate; the Scan is still."""
+    counts = {}
+    for gates in (False, True):
+        (step,) = optimize(scan(), Smooth(gates=gates), calibration=[{"u": feed(4)}]).steps
+        counts[gates] = next(note for note in step.notes if "layers read" in note)
+    assert counts == {False: "2 of 5 layers read scaled inputs", True: "3 of 5 layers read scaled inputs"}
 
 
 def test_factors_are_positive_and_finite_whatever_the_ranges():
