@@ -86,8 +86,8 @@ class Fibre:
         moves = np.zeros(axis.size, np.int64)
         for cells in cells_of(axis, self.inner, self.outer):
             here = cells.entries >= 0
-            entries, heads = cells.entries[here], cells.heads[here]
-            moves[here] += (self.orders[heads, entries] - entries) * cells.stride
+            entry, heads = cells.entries[here], cells.heads[here]
+            moves[here] += (self.orders[heads, entry] - entry) * cells.stride
         return moves
 
     def places(self, axis: Axis, across: Axis) -> np.ndarray:
@@ -122,10 +122,10 @@ def cells_of(axis: Axis, inner: Dim, outer: Dim | None) -> list[Cells]:
     found = []
     for path, dim in paths(axis):
         if dim is inner:
-            entries, stride = _coordinate(axis, path)
+            entry, stride = _coordinate(axis, path)
             around = [other for other in hosts if not alternatives(axis, path, other)]
             heads = _coordinate(axis, around[0])[0] if around else np.zeros(axis.size, np.int64)
-            found.append(Cells(path, entries, heads, stride))
+            found.append(Cells(path, entry, heads, stride))
     return found
 
 

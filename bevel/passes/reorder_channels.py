@@ -62,6 +62,12 @@ class ReorderChannels(Pass):
     only: Annotated[tuple[str, ...], Doc("patterns of groups or tensors to reorder; everything if empty")] = ()
     skip: Annotated[tuple[str, ...], Doc("patterns of groups or tensors to leave alone")] = ()
 
+    def __post_init__(self) -> None:
+        """Check that there is such a format."""
+        super().__post_init__()
+        if self.by == "search":
+            block_format(self.format)
+
     def run(self, model: ir.Model, context: Context) -> Outcome:
         """Score and sort."""
         context = replace(context, samples=self.samples)

@@ -166,6 +166,18 @@ def test_keys_are_seen_head_by_head():
     assert np.concatenate(seen.kept).shape[1:] == (HEADS, HEAD)
 
 
+def test_heads_and_channels_are_both_seen_where_they_are_read():
+    analysis = analyse(planted())
+    free = [group for group in analysis.groups if group.allows("permute")]
+    seen = watch(analysis, targets(analysis, free, per_head=True), context())
+    assert {target.group.size: len(found) for target, found in seen.items()} == {HEADS: 1, HEAD: 1}
+
+
+def test_a_format_that_is_none_is_refused():
+    with pytest.raises(UsageError, match="int"):
+        bevel.optimize(planted(), "reorder-channels{by=search format=int44}")
+
+
 def test_chosen_entries_come_to_the_front():
     net = Net("mlp")
     before = net["w1"]

@@ -6,6 +6,7 @@ from math import prod
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
+import onnx_ir as ir
 
 from bevel.errors import CalibrationError
 from bevel.ir.axes import Axis, Dim, Product, atoms, product, resolve
@@ -75,21 +76,21 @@ def watch(
     At most so many keys are kept of a feed.
     """
     holdings = Holdings(analysis)
-    wanted: dict[Held, Target] = {held: target for target in targets for held in holdings.held(target)}
-    by_node: dict[object, list[Held]] = {}
-    for held in wanted:
-        by_node.setdefault(held.node, []).append(held)
+    by_node: dict[ir.Node, list[tuple[Target, Held]]] = {}
+    for target in targets:
+        for held in holdings.held(target):
+            by_node.setdefault(held.node, []).append((target, held))
     walk = Walk(analysis.model, context.calibration.samples(context.samples), context.runtime)
     found: dict[Target, list[Vectors]] = {target: [] for target in targets}
     for node in analysis.model.graph:
-        for held in by_node.get(node, ()):
+        for target, held in by_node.get(node, ()):
             walk.reach(node)
-            seen = _empty(analysis, wanted[held], held)
+            seen = _empty(analysis, target, held)
             for vectors in map(seen.layout.vectors, walk.values(held.value)):
                 seen.see(vectors, most)
             if not seen.count:
                 raise CalibrationError("there is no input to take statistics of", where=context.calibration.source)
-            found[wanted[held]].append(seen)
+            found[target].append(seen)
     return found
 
 
