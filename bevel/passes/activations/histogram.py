@@ -132,8 +132,12 @@ def _levels(centres: Array, low: float, high: float) -> Array:
 
 
 def _divergence(histogram: Histogram, low: float, high: float) -> float:
-    """Return how far the distribution, clipped, is from one that knows only the counts of the levels."""
+    """Return how far the distribution, clipped, is from one that knows only the counts of the levels.
+
+    The bin of zero does not count: zero is a level whatever the range is, and often most of all values.
+    """
     centres, counts = histogram.centres, histogram.counts.astype(np.float64)
+    counts[-histogram.first] = 0
     inside = (centres >= low) & (centres <= high)
     if not inside.any():
         return float("inf")
