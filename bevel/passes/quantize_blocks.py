@@ -1,6 +1,5 @@
 """Keep weights in a few bits each, block by block."""
 
-import os
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,10 +14,12 @@ from bevel.errors import UsageError
 from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
 from bevel.passes.fitting.moments import moments
 from bevel.passes.formats import Format, Quantized, block_format
+from bevel.passes.formats.blocks import THREADS
 from bevel.passes.quantization.forms import Form
 from bevel.passes.quantization.kernels import kernel
 from bevel.passes.quantization.ledger import Entry, Ledger, Result
 from bevel.passes.quantization.methods import compensating, quantized, relative_error
+from bevel.passes.quantization.mixture import Choice, Offer, Outputs, feelings, mixture, summary, within
 from bevel.passes.quantization.standard import dequantized
 from bevel.passes.quantization.tables import SLICES, Tabled
 from bevel.passes.quantization.targets import Target, found
@@ -28,8 +29,6 @@ Array = np.ndarray[Any, Any]
 
 # Above so many bytes of quantized weights, they are computed when they are read, one at a time, and not kept.
 KEPT: Final = 1 << 28
-# Weights quantized at a time: numpy lets threads work side by side, but memory is shared.
-THREADS: Final = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -53,17 +52,24 @@ class QuantizeBlocks(Pass):
     not finite, would not become smaller, or something else reads it too; a table of angles (it multiplies) does, too.
     Above 256 MB, `nearest` quantizes weights one at a time while the model is written.
 
-    Promise: Lossy. If the error is above the limit, the worst layers are named.
+    With several `formats` each weight gets the one that does the least damage to the model's outputs for so many
+    `bits` an element in the mean, or for the fewest bytes below the run's limit for the error. Even with one format,
+    weights stay in floats where the limit would be broken otherwise, as few as it takes; the notes say which.
 
-    Example: quantize-blocks{format=uint4 block=32 rounding=gptq}
+    Promise: Lossy. If the error is above the limit whatever stays, the worst layers are named.
 
-    Source: Frantar et al. 2023, GPTQ; Badri and Shaji 2023, HQQ; Rouhani et al. 2023, Microscaling Data Formats.
+    Example: quantize-blocks{formats=uint2,uint4,uint8 bits=4.5 block=32 rounding=gptq}
+
+    Source: Frantar et al. 2023, GPTQ; Badri and Shaji 2023, HQQ; Rouhani et al. 2023, Microscaling Data Formats; Zhao
+    et al. 2024, MixDQ (mixed formats).
     """
 
     name: ClassVar[str] = "quantize-blocks"
     promise: ClassVar[Promise] = Lossy()
 
     format: Annotated[str, Doc("what an element becomes: int4, uint4, nf4, mxfp4 and so on")] = "int4"
+    formats: Annotated[tuple[str, ...], Doc("instead: formats of which each weight gets the best for its bytes")] = ()
+    bits: Annotated[float | None, Range(0), Doc("mean bits an element with several formats, scales included")] = None
     axis: Annotated[Literal["in", "out", "flat"], Doc("what blocks run along")] = "in"
     block: Annotated[int, Range(0), Doc("elements that share a scale; 0 for the whole axis")] = 32
     rounding: Annotated[Literal["nearest", "clip", "hqq", "gptq"], Doc("how scales and codes are chosen")] = "nearest"
@@ -74,15 +80,73 @@ class QuantizeBlocks(Pass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        block_format(self.format)
+        for name in self._names:
+            block_format(name)
+        if self.bits is not None and not self.formats:
+            raise UsageError("bits are for several formats", where=self.name, remedy="give formats=uint4,uint8 too")
 
     def run(self, model: ir.Model, context: Context) -> Outcome:
         """Quantize the weights in the order of the graph, then let their readers read the codes."""
+        context = replace(context, samples=self.samples)
+        choice, notes = self._choice(model, context)
+        ledger = self._write(model, choice, context)
+        return Outcome(notes=(*notes, *ledger.notes(model)), worst=ledger.worst)
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return self.formats or (self.format,)
+
+    def _choice(self, model: ir.Model, context: Context) -> tuple[Choice | None, tuple[str, ...]]:
+        """Return the format of each weight, None where all get the one, and what to say about it."""
+        limit = context.max_error
+        if self.formats and self.bits is None and limit is None:
+            remedy = "give bits=4.5, or a limit for the error"
+            raise UsageError("what the formats are chosen for is not given", where=self.name, remedy=remedy)
+        if not self.formats and limit is None:
+            return None, ()
+        outputs = Outputs(model, context)
+
+        def error(choice: Choice | None) -> float:
+            trial = replace(self, rounding="clip") if self.rounding == "gptq" else self
+            return outputs.error(lambda clone: trial._write(clone, choice, context))
+
+        if not self.formats and limit is not None and error(None) <= limit:
+            return None, ()
+        offers = self._offers(model)
+        mixed = mixture(model, offers, feelings(outputs, offers, context), context)
+        choice = mixed.at(self.bits) if limit is None else within(mixed, self.bits, error, limit)
+        return (choice, tuple(summary(choice, offers))) if choice else (None, ())
+
+    def _offers(self, model: ir.Model) -> list[Offer]:
+        """Return each weight in all the formats in which it becomes smaller."""
+        forms: dict[Target, dict[str, Form]] = {}
+        for target in found(model, self.only, self.skip)[0]:
+            for name in self._names:
+                form, _ = self._form(model, target, block_format(name), {})
+                if form is not None and form.nbytes < target.tensor.nbytes:
+                    forms.setdefault(target, {})[name] = form
+        return [
+            Offer(target, {name: form.nbytes for name, form in each.items()}, partial(self._without_data, target))
+            for target, each in forms.items()
+        ]
+
+    def _without_data(self, target: Target, name: str, matrix: Array) -> Quantized:
+        rounding = "clip" if self.rounding == "gptq" else self.rounding
+        return quantized(target, matrix, block_format(name), self.axis, self.block, rounding)
+
+    def _write(self, model: ir.Model, choice: Choice | None, context: Context) -> Ledger:
+        """Quantize weights in place, all of them or those that are chosen, and return what became of them."""
         targets, left = found(model, self.only, self.skip)
         tables: dict[bytes, ir.Value] = {}
         ledger, planned = Ledger(left), []
         for target in targets:
-            form, why = self._form(model, target, tables)
+            name = self.format if choice is None else choice.get(target.name)
+            if name is None:
+                left[target.name] = (
+                    "to keep the error below the limit" if self.bits is None else "for the outputs' sake"
+                )
+                continue
+            form, why = self._form(model, target, block_format(name), tables)
             if form is None or form.nbytes >= target.tensor.nbytes:
                 left[target.name] = why if form is None else "it would not become smaller"
             else:
@@ -90,36 +154,32 @@ class QuantizeBlocks(Pass):
         if self.rounding == "nearest" and sum(each.form.nbytes for each in planned) > KEPT:
             weights = self._streamed(planned, ledger)
         else:
-            weights = self._kept(model, planned, ledger, replace(context, samples=self.samples))
+            weights = self._kept(model, planned, ledger, context)
         write(model, list(weights))
-        return Outcome(notes=tuple(ledger.notes(model)), worst=ledger.worst)
-
-    @property
-    def _format(self) -> Format:
-        return block_format(self.format)
+        return ledger
 
     def _form(
-        self, model: ir.Model, target: Target, tables: MutableMapping[bytes, ir.Value]
+        self, model: ir.Model, target: Target, fmt: Format, tables: MutableMapping[bytes, ir.Value]
     ) -> tuple[Form | None, str]:
         """Return how a weight is to be stored, and why not as wished."""
         axis, opset = target.axis(self.axis), model.opset_imports.get("", 1)
         wished: Form | str
         if self.emit == "fast":
-            wished = kernel(target, self._format, axis, self.block)
+            wished = kernel(target, fmt, axis, self.block)
         else:
-            wished = dequantized(target, self._format, axis, self.block, opset)
+            wished = dequantized(target, fmt, axis, self.block, opset)
         if isinstance(wished, Form):
             return wished, ""
         if opset < SLICES:
             return None, f"opset {opset} cannot decode it"
-        return Tabled(target, self._format, axis, self.block, tables=tables), wished
+        return Tabled(target, fmt, axis, self.block, tables=tables), wished
 
     def _streamed(self, planned: Sequence[Entry], ledger: Ledger) -> Iterator[Stored]:
         """Yield weights that are computed one at a time while the model is written."""
         last = Last()
         for entry in planned:
             ledger.entries.append(entry)
-            yield stored_lazily(entry.form, partial(self._late, entry.target), last)
+            yield stored_lazily(entry.form, partial(self._late, entry), last)
 
     def _kept(self, model: ir.Model, planned: Sequence[Entry], ledger: Ledger, context: Context) -> Iterator[Stored]:
         """Yield weights that are computed now: those that learn from data after the others."""
@@ -153,20 +213,20 @@ class QuantizeBlocks(Pass):
             if not np.isfinite(matrix).all():
                 return None
             if second is None:
-                found, lost = self._quantized(target, matrix), nan
+                found, lost = self._quantized(entry, matrix), nan
             else:
-                found, lost = compensating(target, matrix, self._format, self.axis, self.block, second)
+                found, lost = compensating(target, matrix, entry.form.format, self.axis, self.block, second)
             return Result(found, stored(entry.form, found), relative_error(matrix, found), sqrt(lost))
 
-    def _quantized(self, target: Target, matrix: Array) -> Quantized:
-        return quantized(target, matrix, self._format, self.axis, self.block, self.rounding)
+    def _quantized(self, entry: Entry, matrix: Array) -> Quantized:
+        return quantized(entry.target, matrix, entry.form.format, self.axis, self.block, self.rounding)
 
-    def _late(self, target: Target) -> Quantized:
+    def _late(self, entry: Entry) -> Quantized:
         """Return a weight that nobody looked at before."""
-        with target.reading() as matrix:
+        with entry.target.reading() as matrix:
             if not np.isfinite(matrix).all():
-                raise UsageError("it holds what is no number", where=f"weight {target.name!r}", remedy="skip it")
-            return self._quantized(target, matrix)
+                raise UsageError("it holds what is no number", where=f"weight {entry.name!r}", remedy="skip it")
+            return self._quantized(entry, matrix)
 
 
 def _learns(target: Target) -> bool:
