@@ -31,7 +31,7 @@ class FeedForward:
     `axis` is the axis of channels of `input`, `hidden` and `output`. `nodes` are all between, in the order of the
     graph: `producers` (up, and gate), what works on their entries, `down`, and what transposes weights for them. `gate`
     is what the activation reads, `x @ gate` up to a factor, and `bent` what it makes of that alone, `hidden` if there
-    is no more. `channels` counts those of `input` and of `output`.
+    is no more; `up` is what a gated layer multiplies that by. `channels` counts those of `input` and of `output`.
     """
 
     group: Group
@@ -43,6 +43,7 @@ class FeedForward:
     down: ir.Node
     gate: ir.Value
     bent: ir.Value
+    up: ir.Value | None
     axis: int
     rank: int
     channels: tuple[int, int]
@@ -187,11 +188,11 @@ class _Reading:
         self._row_wise(group.dim, axis, axes, region, producers)
         for node, value, result in ((down, hidden, down.outputs[0]), *((node, given, None) for node in producers)):
             self._plain(node, value, result, axis, len(axes))
-        gate, bent = self._gate(region, producers, down)
+        gate, bent, up = self._gate(region, producers, down)
         channels = self._size(given, axis), self._size(down.outputs[0], axis)
         bent = bent if self._size(bent, axis) == group.size else hidden
         return FeedForward(
-            *(group, given, hidden, down.outputs[0], tuple(region), tuple(producers), down, gate, bent),
+            *(group, given, hidden, down.outputs[0], tuple(region), tuple(producers), down, gate, bent, up),
             *(axis, len(axes), channels),
         )
 
@@ -297,8 +298,8 @@ class _Reading:
 
     def _gate(
         self, region: Sequence[ir.Node], producers: Sequence[ir.Node], down: ir.Node
-    ) -> tuple[ir.Value, ir.Value]:
-        """Return what the first node reads that is not linear, and the last value that comes of it alone."""
+    ) -> tuple[ir.Value, ir.Value, ir.Value | None]:
+        """Return what the first node reads that is not linear, what comes of it alone, and what else is linear."""
         roots = {value: {value} for node in producers for value in node.outputs}  # what each value is made of
         linear = set(roots)
         gate: ir.Value | None = None
@@ -317,7 +318,9 @@ class _Reading:
                 bent = node.outputs[0]
         if gate is None or bent is None:
             raise _None("nothing between its layers bends it: they are one linear layer")
-        return gate, bent
+        others = [value for value in linear if roots[value].isdisjoint(roots[gate])]
+        last = max(others, key=lambda value: region.index(_maker(value)), default=None)
+        return gate, bent, last
 
     def _is_linear(self, node: ir.Node, given: set[ir.Value]) -> bool:
         """Say whether a node is linear in the operands it reads of the layer."""
@@ -345,6 +348,12 @@ def _carriers(nodes: Sequence[ir.Node], weights: Sequence[ir.Value]) -> Iterator
         if any(value in known for value in given) and all(value.is_initializer() or value in known for value in given):
             known.update(node.outputs)
     yield from known
+
+
+def _maker(value: ir.Value) -> ir.Node:
+    node = value.producer()
+    assert node is not None
+    return node
 
 
 def _disjoint(sets: Sequence[set[ir.Value]]) -> bool:

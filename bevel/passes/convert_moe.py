@@ -1,8 +1,8 @@
 """Turn dense feed-forward layers into mixtures of experts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +22,7 @@ from bevel.passes.choice import choose
 from bevel.passes.experts.emission import Mixture, blocks, masked, require
 from bevel.passes.experts.evidence import Evidence, evidence
 from bevel.passes.experts.fits import ROUTERS
+from bevel.passes.experts.packed import form_of, qmoe, require_blocks
 from bevel.passes.experts.splitters import SPLITTERS, variations
 from bevel.passes.experts.trial import Trial, attempt, can_refit, sharing, write
 from bevel.passes.experts.writing import Writer
@@ -29,7 +30,10 @@ from bevel.passes.experts.writing import Writer
 MOST_NAMED: Final = 8
 # Rows on which the emitted nodes are compared with the mask.
 COMPARED: Final = 256
-EMISSIONS: Final = {"blocks": blocks, "masked": masked}
+# How far QMoE may be from the mask, times 2**-bits: an error in the middle of a step of each of both weights, doubled.
+COARSE: Final = 4.0
+Emitter: TypeAlias = Callable[[Parts, Mixture, Names], None]
+EMISSIONS: Final[dict[str, Emitter]] = {"blocks": blocks, "masked": masked}
 
 
 @dataclass(frozen=True)
@@ -47,13 +51,14 @@ class ConvertMoe(Pass):
     how far plain pruning to the same active width is, refitted as well. Where that is no worse, a mixture is not worth
     its routing; control=use prunes there.
 
-    emit=blocks runs an expert under a condition, on the tokens that take it; emit=masked computes everything and
-    multiplies by zeros, which is no faster, and what the blocks are checked against.
+    emit=blocks runs an expert under a condition, on the tokens that take it: standard ONNX. emit=qmoe is ONNX Runtime's
+    operator with weights of 4 or 8 bits, for relu, silu, gelu, and silu(gate) * up. emit=masked computes everything and
+    multiplies by zeros, which is no faster, and what the others are checked against.
 
     Promise: Lossy. The emitted nodes compute what the layer computes with the hidden entries of experts not taken
     zeroed; that is checked layer by layer before anything is written.
 
-    Example: convert-moe{experts=16 active=8 shared=4 splitter=importance router=logistic}
+    Example: convert-moe{experts=16 active=8 shared=4 splitter=kmeans router=logistic}
 
     Source: Zhang et al. 2022, MoEfication; Pei et al. 2025, CMoE; ExpertWeaver 2026; Zhao et al. 2024, FactorLLM;
     Zheng et al. 2025, Dense2MoE. The fit after routing and the static control are ours.
@@ -67,7 +72,7 @@ class ConvertMoe(Pass):
     shared: Annotated[
         int | None, Range(0), Doc("how many of them always run; none: by how much activations vary (ExpertWeaver)")
     ] = 3
-    splitter: Annotated[str, Doc(f"who is in which expert: {', '.join(SPLITTERS)}")] = "rates"
+    splitter: Annotated[str, Doc(f"who is in which expert: {', '.join(SPLITTERS)}")] = "coactivation"
     router: Annotated[str, Doc(f"what scores the experts: {', '.join(ROUTERS)}")] = "logistic"
     gates: Annotated[
         Literal["one", "share"], Doc("what routed experts are multiplied by: 1, or routed by taken (FactorLLM)")
@@ -76,7 +81,11 @@ class ConvertMoe(Pass):
     control: Annotated[Literal["report", "use"], Doc("compare with plain pruning, or do that where it is no worse")] = (
         "report"
     )
-    emit: Annotated[Literal["blocks", "masked"], Doc("how mixtures run: under conditions, or everything")] = "blocks"
+    emit: Annotated[
+        Literal["blocks", "qmoe", "masked"], Doc("how mixtures run: under conditions, in integers, or everything")
+    ] = "blocks"
+    bits: Annotated[int, Range(4, 8), Doc("of a weight, with emit=qmoe: 4 or 8")] = 4
+    block: Annotated[int, Range(16, 256), Doc("weights that share a scale, with emit=qmoe")] = 32
     samples: Annotated[int, Range(1), Doc("inputs to gather statistics from: rows of the first axis")] = SAMPLES
     only: Annotated[tuple[str, ...], Doc("groups or tensors to convert, op:TYPE, depth:0-5; everything if empty")] = ()
     skip: Annotated[tuple[str, ...], Doc("groups or tensors to leave alone, op:TYPE, depth:0-5")] = ()
@@ -93,6 +102,8 @@ class ConvertMoe(Pass):
                 where=self.name,
                 remedy="shared < active <= experts",
             )
+        if self.bits not in (4, 8):
+            raise UsageError(f"bits={self.bits} is not there", where=self.name, remedy="QMoE has 4 and 8")
         if self.router == "oracle" and self.emit != "masked":
             raise UsageError("the oracle computes all experts", where=self.name, remedy="take it with emit=masked")
 
@@ -145,9 +156,12 @@ class ConvertMoe(Pass):
     def _check(self, found: Evidence, trial: Trial, context: Context) -> None:
         """Raise `PromiseBroken` if what is to be emitted is not what the mask gives."""
         rows = found.rows[:COMPARED]
-        answers = [found.run(_alone(found, trial.mixture, emit), rows)[0] for emit in (self.emit, "masked")]
+        emitters = self._emitter(found, trial.mixture, found.down), masked
+        answers = [found.run(_alone(found, trial.mixture, emit), rows)[0] for emit in emitters]
         error = np.abs(answers[0] - answers[1]).max() / max(float(np.abs(answers[1]).max()), 1e-30)
         limit = max(REASSOCIATION_RTOL, 4 * float(np.finfo(rows.dtype).eps))
+        if self.emit == "qmoe":
+            limit = COARSE / 2**self.bits
         if not error <= limit:
             raise PromiseBroken(
                 f"its experts are {error:.2g} away from the mask (at most {limit:.2g})",
@@ -161,12 +175,20 @@ class ConvertMoe(Pass):
         if can_refit(found) and (self.refit or static):
             write(found, trial.pruned if static else trial.fitted)
         if not static:
-            EMISSIONS[self.emit](found.parts, trial.mixture, names)
+            self._emitter(found, trial.mixture, trial.fitted.down)(found.parts, trial.mixture, names)
             return
         layer, graph = found.layer, found.parts.model.graph
         writer = Writer(graph, layer.down, f"{layer.name}.pruned", names, layer.input.dtype or ir.DataType.FLOAT)
         result = writer.graft(found.parts.expert(trial.kept, bias=True), layer.input, "layer")
         redirect(graph, layer.output, result, names)
+
+    def _emitter(self, found: Evidence, mixture: Mixture, down: np.ndarray) -> Emitter:
+        """Return what writes a mixture; `down` is the last product's weights."""
+        if self.emit != "qmoe":
+            return EMISSIONS[self.emit]
+        require_blocks(found.layer, mixture, self.block)
+        form = form_of(found)
+        return lambda parts, each, names: qmoe(parts, form, each, down, names, self.bits, self.block)
 
     def _static(self, trial: Trial) -> bool:
         return self.control == "use" and trial.static_wins
@@ -207,13 +229,13 @@ def _looking_alike(refused: Sequence[Refused]) -> list[Refused]:
     return [each for each in refused if each.whole and each.group.allows(FREE_TO_DROP)][:MOST_NAMED]
 
 
-def _alone(found: Evidence, mixture: Mixture, emit: str) -> ir.Model:
+def _alone(found: Evidence, mixture: Mixture, emit: Emitter) -> ir.Model:
     """Return the layer as a model of its own, as a mixture."""
     layer = found.layer
     model = piece(found.parts.model, [layer.input], [layer.output])
     inside, _ = feed_forwards(analyse(model, interface=False))
     twin = next(each for each in inside if each.hidden.name == layer.hidden.name)
-    EMISSIONS[emit](Parts(model, twin), mixture, Names(model))
+    emit(Parts(model, twin), mixture, Names(model))
     remove_dead(model)
     return model
 

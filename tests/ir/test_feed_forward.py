@@ -60,7 +60,7 @@ LAYERS = {
     "gemms": (GEMMS, GEMMS_WEIGHTS, (7, 6)),
 }
 # Of each architecture, how many feed-forward layers it has.
-FOUND = {"bert": 3, "llama-fused": 2, "encoder": 2, "swin": 3, "convnext": 2}
+FOUND = {"bert": 3, "llama-fused": 2, "convnext": 2}
 
 
 def made(name):

@@ -201,3 +201,54 @@ def test_refusals():
         ConvertMoe(active=3)
     with pytest.raises(UsageError, match="computes all experts"):
         ConvertMoe(router="oracle")
+
+
+SWIGLU = """
+swiglu (float[n, s, 32] x) => (float[n, s, 32] y) {
+  g = MatMul (x, gate)
+  e = Sigmoid (g)
+  a = Mul (g, e)
+  u = MatMul (x, up)
+  ub = Add (u, bias)
+  h = Mul (a, ub)
+  y = MatMul (h, down)
+}
+"""
+SWIGLU_WEIGHTS = {"gate": (32, 128), "up": (32, 128), "bias": (128,), "down": (128, 32)}
+
+
+@pytest.mark.parametrize(("bits", "near"), [(4, 0.2), (8, 0.015)])
+def test_integer_experts_are_near_the_layer(bits, near):
+    model = graph(SWIGLU, SWIGLU_WEIGHTS)
+    feeds = [{"x": np.random.default_rng(1).standard_normal((2, 64, 32)).astype(np.float32)}]
+    options = {"experts": 4, "active": 4, "emit": "qmoe", "bits": bits, "block": 16}
+    step = optimize(model.clone(), ConvertMoe(shared=0, **options), calibration=feeds)
+    assert near / 20 < step.error < near
+    shared = optimize(model, ConvertMoe(shared=2, **options), calibration=feeds)
+    assert shared.error < step.error
+
+
+def test_integer_experts_refuse_what_the_operator_does_not_have():
+    model, feeds = made("gated")
+    with pytest.raises(EditRefused, match="do not divide into blocks of 32"):
+        optimize(model, ConvertMoe(experts=4, active=4, shared=0, emit="qmoe"), calibration=feeds)
+    tanh = graph(SWIGLU.replace("Sigmoid", "Tanh"), SWIGLU_WEIGHTS)
+    feeds = [{"x": np.ones((2, 64, 32), np.float32)}]
+    with pytest.raises(EditRefused, match="no such activation"):
+        optimize(tanh, ConvertMoe(experts=4, active=4, shared=0, emit="qmoe"), calibration=feeds)
+    with pytest.raises(UsageError, match="QMoE has 4 and 8"):
+        ConvertMoe(bits=6)
+
+
+def test_the_published_recipes_run_as_they_are():
+    model, feeds, *_ = planted()
+    cmoe = ConvertMoe(experts=8, active=6, splitter="rates", router="analytic", refit=False)
+    weaver = ConvertMoe(experts=8, active=6, shared=None, splitter="profiles", router="mean-gate", refit=False)
+    for recipe in (cmoe, weaver):
+        copy = model.clone()
+        report = optimize(copy, recipe, calibration=feeds)
+        down = [value for value in copy.graph.initializers.values() if value.name.endswith("shared.down")]
+        assert report.error > 0 and len(down) == 1  # what is shared is as it was, for nothing was fitted
+        original = model.graph.initializers["down"].const_value.numpy()
+        rows = {row.tobytes() for row in original}
+        assert all(row.tobytes() in rows for row in down[0].const_value.numpy())

@@ -65,9 +65,7 @@ def _dtype(layer: FeedForward) -> ir.DataType:
 
 def _chosen(write: Writer, rows: ir.Value, parts: Parts, mixture: Mixture) -> tuple[ir.Value, ir.Value]:
     """Write the router: which experts each row takes, `[rows, active]`, and the same as ones, `[rows, experts]`."""
-    scores = mixture.router.scores(write, rows, parts)
-    if write.dtype != ir.DataType.FLOAT:
-        scores = write("Cast", scores, dtype=ir.DataType.FLOAT, to=ir.DataType.FLOAT.value)
+    scores = scored(write, rows, parts, mixture)
     count = write.integers("active", mixture.active)
     _, chosen = write.several("TopK", [scores, count], [ir.DataType.FLOAT, INT], axis=-1)
     depth, values = (
@@ -76,6 +74,14 @@ def _chosen(write: Writer, rows: ir.Value, parts: Parts, mixture: Mixture) -> tu
     )
     ones = write("OneHot", chosen, depth, values, dtype=ir.DataType.FLOAT, axis=-1)
     return chosen, write("ReduceSum", ones, write.integers("axis", 1), dtype=ir.DataType.FLOAT, keepdims=0)
+
+
+def scored(write: Writer, rows: ir.Value, parts: Parts, mixture: Mixture) -> ir.Value:
+    """Write the scores of the experts, in single precision."""
+    scores = mixture.router.scores(write, rows, parts)
+    if write.dtype == ir.DataType.FLOAT:
+        return scores
+    return write("Cast", scores, dtype=ir.DataType.FLOAT, to=ir.DataType.FLOAT.value)
 
 
 def masked(parts: Parts, mixture: Mixture, names: Names) -> None:
@@ -111,7 +117,7 @@ def blocks(parts: Parts, mixture: Mixture, names: Names) -> None:
     if mixture.gain != 1.0:
         total = write("Mul", total, write.floats("gain", np.array(mixture.gain)))
     result = write.restored(total, layer.input, layer, layer.channels[1])
-    result = _always(write, parts, mixture, result)
+    result = always(write, parts, mixture, result)
     result.shape = layer.output.shape
     redirect(graph, layer.output, result, names)
 
@@ -167,7 +173,7 @@ def _places(write: Writer, rows: ir.Value, chosen: ir.Value, by_expert: ir.Value
     return write("Gather", before, index, dtype=INT, axis=0)
 
 
-def _always(write: Writer, parts: Parts, mixture: Mixture, result: ir.Value) -> ir.Value:
+def always(write: Writer, parts: Parts, mixture: Mixture, result: ir.Value) -> ir.Value:
     """Add what does not depend on the router: the shared expert, or at least the constant of the last product."""
     layer = parts.layer
     if len(mixture.partition.shared):

@@ -60,7 +60,11 @@ class Evidence:
     @cached_property
     def gates(self) -> tuple[Array, Array]:
         """The gate as a linear layer: its weights `[entries, channels]` and constants `[entries]`."""
-        model = self.parts.between(self.layer.input, [self.layer.gate])
+        return self.linear(self.layer.gate)
+
+    def linear(self, value: ir.Value) -> tuple[Array, Array]:
+        """Return a value that is linear in the layer's input as weights `[entries, channels]` and constants."""
+        model = self.parts.between(self.layer.input, [value])
         width = self.layer.channels[0]
         given = np.concatenate([np.zeros((1, width), self.rows.dtype), np.eye(width, dtype=self.rows.dtype)])
         (answer,) = self.run(model, given)

@@ -15,12 +15,15 @@ from bevel.ir.split import Partition
 from bevel.passes.experts.balance import clusters, deal
 from bevel.passes.experts.evidence import Evidence
 from bevel.passes.experts.routers import normalized, unit_rows
+from bevel.passes.fitting.second_order import SecondOrder
 
 Array = np.ndarray[Any, Any]
 Splitter = Callable[[Evidence, int, int, np.random.Generator], Partition]
 
 # CMoE: of each row, so many hidden entries count as active.
 MARKED: Final = 10
+# Eigenvectors of the graph beside one for each expert.
+MORE: Final = 4
 SPLITTERS: Final[dict[str, Splitter]] = {}
 
 
@@ -58,16 +61,17 @@ def by_weights(evidence: Evidence, routed: int, shared: int, rng: np.random.Gene
 
 @splitter("importance")
 def dealt(evidence: Evidence, routed: int, shared: int, rng: np.random.Generator) -> Partition:
-    """Share the most important entries, and deal the rest out one by one (Dense2MoE, with activations for Taylor)."""
+    """Share the most important entries, and deal the rest out one by one (Dense2MoE, second order for Taylor)."""
     order = np.argsort(-importance(evidence), kind="stable")
     rest = order[shared:]
     return Partition(np.sort(order[:shared]), tuple(np.sort(rest[expert::routed]) for expert in range(routed)))
 
 
 def importance(evidence: Evidence) -> Array:
-    """Return how much each hidden entry adds to the output in the mean square."""
-    energy = np.square(evidence.hidden[evidence.fitted], dtype=np.float64).mean(0)
-    return np.asarray(energy * np.square(evidence.down, dtype=np.float64).sum(1))
+    """Return what error dropping each hidden entry alone leaves in the output when the others make up for it."""
+    hidden = evidence.hidden[evidence.fitted]
+    second = np.asarray(hidden.T @ hidden, np.float64) / len(hidden)
+    return SecondOrder(second).scores(evidence.down.T.astype(np.float64), np.arange(len(second))[:, None])
 
 
 def markers(evidence: Evidence) -> Array:
@@ -125,12 +129,20 @@ def profiles(evidence: Evidence) -> Array:
 
 @splitter("coactivation")
 def by_coactivation(evidence: Evidence, routed: int, shared: int, rng: np.random.Generator) -> Partition:
-    """Cut the graph of which entries are active together (MoEfication): clusters of its leading eigenvectors."""
-    marked = markers(evidence)
-    graph = (marked @ marked.T).astype(np.float64)
-    degree = np.sqrt(np.maximum(graph.sum(1), 1e-9))
-    _, vectors = np.linalg.eigh(graph / degree[:, None] / degree[None, :])
-    return _clustered(evidence, routed, shared, unit_rows(vectors[:, -routed:]), importance(evidence), rng)
+    """Cut the graph of which entries are active together (MoEfication): clusters of its leading eigenvectors.
+
+    An edge is the correlation of magnitudes, where MoEfication counts the rows in which both are positive: that would
+    tell apart nothing but entries behind a Relu.
+    """
+    hidden = np.abs(evidence.hidden[evidence.fitted])
+    root = np.sqrt(np.maximum(np.square(hidden, dtype=np.float64).mean(0), 1e-30))
+    graph = np.asarray(hidden.T @ hidden, np.float64) / len(hidden) / root[:, None] / root
+    scores = importance(evidence)
+    rest = np.sort(np.argsort(-scores, kind="stable")[shared:])
+    energies, vectors = np.linalg.eigh(graph[np.ix_(rest, rest)])
+    points = np.zeros((len(graph), min(routed + MORE, len(rest))))
+    points[rest] = unit_rows((vectors * np.sqrt(np.maximum(energies, 0)))[:, -points.shape[1] :])
+    return _clustered(evidence, routed, shared, points, scores, rng)
 
 
 def _clustered(

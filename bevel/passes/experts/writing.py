@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,17 @@ class Writer:
             output.type = ir.TensorType(dtype)
         self._put(node)
         return node.outputs
+
+    def foreign(
+        self, domain: str, op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any]
+    ) -> ir.Value:
+        """Write a node of another domain with one output; inputs may be left out."""
+        name = self.names.free(f"{self.prefix}.{op_type}")
+        node = ir.node(op_type, inputs, attributes, domain=domain, name=name)
+        (output,) = node.outputs
+        output.name, output.type = self.names.free(f"{name}.output"), ir.TensorType(self.dtype)
+        self._put(node)
+        return output
 
     def _put(self, node: ir.Node) -> None:
         if self._before is None:

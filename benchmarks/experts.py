@@ -1,0 +1,136 @@
+"""Dense feed-forward layers to experts without training: quality by splitter and router, plain pruning beside them.
+
+    python -m benchmarks.experts [--model gpt|minilm] [--sparsity 25 50 75] [--short]
+
+The model's feed-forward layers become 8 experts (equal parts of the hidden entries) of which 6, 4 or 2 run for each
+token, half of these always. CMoE's recipe is rates and analytic, ExpertWeaver's profiles and mean-gate, both without a
+fit; the lines with `+ refit` fit the last product after routing. `pruned` keeps the same number of entries for all
+tokens and fits the last product to those: the static control. `oracle` runs the experts that add most along the
+output: no router can be run like that. The error is that of a layer's output on tokens held back, averaged over the
+layers; the quality that of the model: the perplexity of the next character in files no training saw (gpt, lower is
+better), the recall of a function by its docstring (minilm, higher is better). Calibration: 32 windows of training text
+(gpt), 128 functions (minilm).
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+import bevel
+from benchmarks import pruning_accuracy_functions as functions
+from bevel.backends.onnxruntime import Session
+from bevel.ir.feed_forward import feed_forwards
+from bevel.ir.groups import analyse
+from bevel.ir.names import Names
+from bevel.ir.split import Partition
+from bevel.passes.base import Context
+from bevel.passes.calibration import Calibration
+from bevel.passes.execution import Execution
+from bevel.passes.experts.emission import Mixture, masked
+from bevel.passes.experts.evidence import Evidence, evidence
+from bevel.passes.experts.fits import ROUTERS
+from bevel.passes.experts.splitters import SPLITTERS
+from bevel.passes.experts.trial import Fitted, attempt, pruning, write
+from tests import zoo
+
+EXPERTS = 8
+ACTIVE = {25: 6, 50: 4, 75: 2}
+RECIPES = (("rates", "analytic", False), ("profiles", "mean-gate", False))
+REFITTED = tuple(
+    [(splitter, "logistic", True) for splitter in SPLITTERS if splitter != "contiguous"]
+    + [("coactivation", router, True) for router in ("analytic", "mean-gate", "least-squares", "oracle")]
+)
+SHORT = (("coactivation", "logistic", True), ("kmeans", "logistic", True), ("coactivation", "oracle", True))
+WINDOWS = {"calibration": 32, "test": 64}
+
+
+@dataclass
+class Task:
+    """A model, what to calibrate it on, and how good one like it is."""
+
+    model: ir.Model
+    feeds: list[dict[str, np.ndarray]]
+    quality: Callable[[ir.Model], float]
+
+
+def gpt() -> Task:
+    from benchmarks import character_gpt
+
+    feeds = character_gpt.calibration(WINDOWS["calibration"])
+    return Task(character_gpt.model(), feeds, lambda model: character_gpt.perplexity(model, windows=WINDOWS["test"]))
+
+
+def minilm() -> Task:
+    def answers(model, feeds):
+        with Session(model, threads=1) as session:
+            return np.concatenate([next(iter(session.run(feed).values())) for feed in feeds])
+
+    model, parts = bevel.load(zoo.minilm()), functions.corpus()
+    feeds = functions.feeds(parts["calibration"])
+    return Task(model, feeds, lambda model: 100 * functions.recall(answers, parts["test"], model))
+
+
+def lines(task: Task, sparsity: int, short: bool) -> Iterator[tuple[str, float, float]]:
+    """Yield what was done, the mean error of a layer, and the quality of the model."""
+    active = ACTIVE[sparsity]
+    found = gathered(task)
+    widths = {each.layer.name: active * each.layer.size // EXPERTS for each in found}
+    results = [pruning(each, widths[each.layer.name], refit=True) for each in found]
+    yield "pruned + refit", *measured(task, [(kept, fitted) for kept, fitted, _ in results], [e for *_, e in results])
+    partitions: dict[tuple[str, str], Partition] = {}
+    for splitter, router, refit in (*RECIPES, *(SHORT if short else REFITTED)):
+        trials = []
+        for each in found:
+            key = splitter, each.layer.name
+            shared, part = active // 2, each.layer.size // EXPERTS
+            if key not in partitions:
+                rng = np.random.default_rng(0)
+                partitions[key] = SPLITTERS[splitter](each, EXPERTS - shared, shared * part, rng)
+            chosen = ROUTERS[router](each, partitions[key], active - shared)
+            trials.append(attempt(each, Mixture(partitions[key], chosen, active - shared), Execution(), refit=refit))
+        name = f"{splitter}, {router}{' + refit' * refit}"
+        yield name, *measured(task, [(each.mixture, each.fitted) for each in trials], [each.error for each in trials])
+
+
+def gathered(task: Task, model: ir.Model | None = None) -> list[Evidence]:
+    model = task.model.clone() if model is None else model
+    context = Context(0, Calibration(lambda: task.feeds, "benchmark"), Execution(), samples=10**6)
+    return list(evidence(model, feed_forwards(analyse(model))[0], context))
+
+
+def measured(task: Task, layers: list[tuple[Mixture | np.ndarray, Fitted]], errors: list[float]) -> tuple[float, float]:
+    """Put mixtures, or entries to keep, in the place of the layers, and return the mean error and the quality."""
+    model = task.model.clone()
+    feeds, task.feeds = task.feeds, task.feeds[:1]
+    found = gathered(task, model)
+    task.feeds = feeds
+    for each, (what, fitted) in reversed(list(zip(found, layers, strict=True))):
+        if isinstance(what, Mixture):
+            write(each, fitted)
+            masked(each.parts, what, Names(model))
+        else:
+            down = np.zeros_like(fitted.down)
+            down[what] = fitted.down[what]
+            write(each, Fitted(down, fitted.shift))
+    return float(np.mean(errors)), task.quality(model)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("gpt", "minilm"), default="gpt")
+    parser.add_argument("--sparsity", type=int, nargs="*", choices=ACTIVE, default=list(ACTIVE))
+    parser.add_argument("--short", action="store_true", help="the recipes, two pairs and the oracle only")
+    options = parser.parse_args()
+    task = {"gpt": gpt, "minilm": minilm}[options.model]()
+    print(f"{options.model}, dense: {task.quality(task.model):.3f}", flush=True)
+    for sparsity in options.sparsity:
+        print(f"\n{sparsity}% of the hidden entries rest{'':20}error   quality", flush=True)
+        for name, error, quality in lines(task, sparsity, options.short):
+            print(f"  {name:40} {error:9.4f} {quality:9.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
