@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from bevel.errors import UsageError
-from bevel.passes.formats import Quantized, block_format
+from bevel.passes.formats import Quantized, block_format, blocks
 from bevel.passes.formats.blocks import join, split
 from bevel.passes.formats.codebooks import Codebook
 from bevel.passes.formats.packing import from_planes, pack, planes, to_planes, unpack
@@ -132,6 +132,28 @@ def test_a_smaller_block_is_nearer():
     for name in ("int4", "uint4", "nf4"):
         errors = [np.square(block_format(name).round_trip(x, 1, block) - x).sum() for block in (32, 128)]
         assert errors[0] < errors[1], name
+
+
+def test_blocks_along_the_outputs_win_where_few_inputs_are_large():
+    x = gaussian(128, 128)  # outputs by inputs
+    spread = x * np.where(np.arange(128) % 32 == 5, 20, 1).astype(np.float32)
+    fmt = block_format("int4")
+    plain, large = (
+        [np.square((fmt.round_trip(weights, axis, 32) - weights)[:, small]).sum() for axis in (1, 0)]
+        for weights, small in ((x, slice(None)), (spread, np.arange(128) % 32 != 5))
+    )
+    assert large[1] < large[0] / 10  # what is small in the block of an outlier is lost
+    assert plain[1] == pytest.approx(plain[0], rel=0.05)
+
+
+def test_threads_do_the_same(monkeypatch):
+    x = gaussian(64, 96)
+    alone = block_format("uint4").encode(x, 1, 32)
+    monkeypatch.setattr(blocks, "WORTH_THREADS", 0)
+    monkeypatch.setattr(blocks, "PART", 256)
+    together = block_format("uint4").encode(x, 1, 32)
+    for field in ("codes", "scale", "zero"):
+        np.testing.assert_array_equal(getattr(alone, field), getattr(together, field))
 
 
 def test_scales_that_do_not_fit_are_refused():

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bevel.errors import UsageError
-from bevel.passes.formats.blocks import ENTRIES, Part, block_size, extents, join, long_rows, parts, split
+from bevel.passes.formats.blocks import ENTRIES, Part, block_size, each_part, extents, join, long_rows, parts, split
 
 Array = np.ndarray[Any, Any]
 
@@ -103,12 +103,15 @@ class Format(ABC):
         codes, scale = np.empty(blocks.shape, np.uint8), np.empty(_of_blocks(blocks), np.float32)
         zero = np.empty(scale.shape, np.uint8) if self.zero_bits else None
         rows, to_codes, to_scale = long_rows(blocks), long_rows(codes), long_rows(scale)
-        for part in parts(rows.shape):
+
+        def work(part: Part) -> None:
             piece = np.ascontiguousarray(rows[part], np.float32)
             grid = self.grid(piece, base)
             to_codes[part], to_scale[part] = self.codes(piece, grid), grid.scale
             if zero is not None:
                 long_rows(zero)[part] = grid.zero
+
+        each_part(rows.shape, work)
         return self.assemble(codes, Grid(scale, zero), array.shape, axis, base)
 
     def assemble(self, codes: Array, grid: Grid, shape: tuple[int, ...], axis: int | None, base: float) -> "Quantized":

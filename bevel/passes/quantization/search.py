@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from bevel.passes.formats import Format, Grid
-from bevel.passes.formats.blocks import ENTRIES, long_rows, parts
+from bevel.passes.formats.blocks import ENTRIES, Part, each_part, long_rows
 from bevel.passes.formats.integers import Integers
 
 Array = np.ndarray[Any, Any]
@@ -66,12 +66,15 @@ def search(fmt: Format, blocks: Array, base: float, power: float = SQUARED, weig
     shape = (*blocks.shape[:2], 1, blocks.shape[3])
     scale, zero = np.empty(shape, np.float32), np.empty(shape, np.float32) if fmt.zero_bits else None
     rows, heavy = long_rows(blocks), None if weights is None else long_rows(weights)
-    for part in parts(rows.shape):
+
+    def work(part: Part) -> None:
         piece = np.ascontiguousarray(rows[part], np.float32)
         found = _search(fmt, piece, base, Measure(power), None if heavy is None else np.ascontiguousarray(heavy[part]))
         long_rows(scale)[part] = found.scale
         if zero is not None:
             long_rows(zero)[part] = found.zero
+
+    each_part(rows.shape, work)
     return Grid(scale, zero)
 
 
