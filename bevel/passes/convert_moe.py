@@ -10,7 +10,7 @@ import onnx_ir as ir
 from bevel.errors import EditRefused, PromiseBroken, UsageError, nearest
 from bevel.ir.bypass import redirect
 from bevel.ir.canonical.dead import remove_dead
-from bevel.ir.canonical.shapes import infer_shapes
+from bevel.ir.canonical.shapes import apply_hints, forget_contents, infer_shapes, take_declared
 from bevel.ir.edit import FREE_TO_DROP
 from bevel.ir.feed_forward import FeedForward, Refused, feed_forwards
 from bevel.ir.groups import analyse
@@ -120,7 +120,10 @@ class ConvertMoe(Pass):
         for found, trial in reversed(trials):  # what an earlier layer gives may be what a later one reads
             self._write(found, trial, names)
         remove_dead(model)
+        hints = take_declared(model)
         infer_shapes(model)
+        forget_contents(model)
+        apply_hints(hints)
         return Outcome(notes=(*self._notes(trials), *left))
 
     def _layers(self, model: ir.Model) -> tuple[list[FeedForward], list[str]]:
@@ -129,9 +132,12 @@ class ConvertMoe(Pass):
         asked = {group.name for group in choose(analysis, FREE_TO_DROP, self.only, self.skip)}
         found, refused = feed_forwards(analysis)
         wanted = [layer for layer in found if layer.name in asked]
+        halves = [layer for layer in wanted if layer.input.dtype not in (None, ir.DataType.FLOAT)]
+        left = [f"left alone: {layer.name}: it computes in {layer.input.dtype}, not in FLOAT" for layer in halves]
+        wanted = [layer for layer in wanted if layer not in halves]
         able = [layer for layer in wanted if layer.size % self.experts == 0]
         uneven = [layer for layer in wanted if layer.size % self.experts]
-        left = [f"left alone: {layer.name}: {layer.size} entries do not divide by {self.experts}" for layer in uneven]
+        left += [f"left alone: {layer.name}: {layer.size} entries do not divide by {self.experts}" for layer in uneven]
         left += [f"left alone: {each}" for each in _looking_alike(refused)]
         if not able:
             raise EditRefused(

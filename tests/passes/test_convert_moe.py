@@ -1,7 +1,9 @@
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
+import bevel
 from bevel.errors import EditRefused, PromiseBroken, UsageError
 from bevel.ir.canonical.dead import remove_dead
 from bevel.ir.feed_forward import feed_forwards
@@ -252,3 +254,17 @@ def test_the_published_recipes_run_as_they_are():
         original = model.graph.initializers["down"].const_value.numpy()
         rows = {row.tobytes() for row in original}
         assert all(row.tobytes() in rows for row in down[0].const_value.numpy())
+
+
+def test_what_comes_out_is_a_whole_model(tmp_path):
+    model, feeds, *_ = planted()
+    optimize(model, ConvertMoe(experts=8, active=2, shared=1, splitter="kmeans"), calibration=feeds)
+    computed = [value for inner in model.graphs() for node in inner for value in node.outputs]
+    assert [value.name for value in computed if value.shape is None or value.type is None] == []
+    assert all(value.const_value is None for value in computed)
+    bevel.save(model, tmp_path / "experts.onnx")
+    onnx.checker.check_model(tmp_path / "experts.onnx", full_check=True)
+    again = bevel.load(tmp_path / "experts.onnx")
+    assert verify(model, again, feeds, Preserving()).error <= REASSOCIATION_RTOL
+    report = optimize(again, "reorder-channels,prune-channels{ratio=0.25}", calibration=feeds)
+    assert all("0 of" not in step.notes[0] for step in report.steps)  # experts are layers like others

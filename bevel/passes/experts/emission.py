@@ -112,8 +112,11 @@ def blocks(parts: Parts, mixture: Mixture, names: Names) -> None:
     given = [_branch(write, parts, mixture, expert, rows, by_expert, asked) for expert, asked in
              enumerate(_asked(write, by_expert, mixture.experts))]  # fmt: skip
     joined = write("Concat", *given, axis=0)
+    joined.shape = ir.Shape([None, layer.channels[1]])
     taken = write("Gather", joined, _places(write, rows, chosen, by_expert), axis=0)
+    taken.shape = ir.Shape([None, mixture.active, layer.channels[1]])
     total = write("ReduceSum", taken, write.integers("axis", 1), keepdims=0)
+    total.shape = ir.Shape([None, layer.channels[1]])
     if mixture.gain != 1.0:
         total = write("Mul", total, write.floats("gain", np.array(mixture.gain)))
     result = write.restored(total, layer.input, layer, layer.channels[1])
@@ -143,18 +146,20 @@ def _branch(
     given = inside.shaped(inside("Gather", rows, places, axis=0), layer, layer.channels[0])
     model = loosen(parts.expert(mixture.partition.routed[expert], bias=False), layer)
     output = inside.flattened(inside.graft(model, given, "layer"), layer, layer.channels[1])
-    _give(inside, output)
+    _give(inside, output, layer.channels[1])
     outside = Writer(_empty(write, f"{prefix}.none"), None, f"{prefix}.none", write.names, write.dtype)
-    _give(outside, outside("Identity", outside.floats("rows", np.zeros((0, layer.channels[1])))))
-    return write("If", asked, then_branch=inside.graph, else_branch=outside.graph)
+    _give(outside, outside("Identity", outside.floats("rows", np.zeros((0, layer.channels[1])))), layer.channels[1])
+    result = write("If", asked, then_branch=inside.graph, else_branch=outside.graph)
+    result.shape = ir.Shape([None, layer.channels[1]])
+    return result
 
 
 def _empty(write: Writer, name: str) -> ir.Graph:
     return ir.Graph([], [], nodes=[], opset_imports=write.graph.opset_imports, name=name)
 
 
-def _give(write: Writer, output: ir.Value) -> None:
-    output.type, output.shape = ir.TensorType(write.dtype), ir.Shape([None, None])
+def _give(write: Writer, output: ir.Value, width: int) -> None:
+    output.type, output.shape = ir.TensorType(write.dtype), ir.Shape([None, width])
     write.graph.outputs.append(output)
 
 
