@@ -167,6 +167,37 @@ def test_layers_with_tables_of_their_own_have_orders_of_their_own(name, copies, 
     assert not np.array_equal(first.const_value.numpy(), second.const_value.numpy())
 
 
+BIASED = Case(
+    "biased",
+    "picked = Gather(table, distances) biases = Transpose <perm = [2, 0, 1]> (picked) "
+    + "".join(
+        f"q{n} = MatMul(x, wq{n}) a{n} = Reshape(q{n}, split) b{n} = Transpose <perm = [0, 2, 1, 3]> (a{n}) "
+        f"k{n} = MatMul(x, wk{n}) c{n} = Reshape(k{n}, split) d{n} = Transpose <perm = [0, 2, 3, 1]> (c{n}) "
+        f"v{n} = MatMul(x, wv{n}) e{n} = Reshape(v{n}, split) f{n} = Transpose <perm = [0, 2, 1, 3]> (e{n}) "
+        f"z{n} = MatMul(b{n}, d{n}) t{n} = Add(z{n}, biases) m{n} = Softmax(t{n}) h{n} = MatMul(m{n}, f{n}) "
+        f"i{n} = Transpose <perm = [0, 2, 1, 3]> (h{n}) o{n} = Reshape(i{n}, flat) y{n} = MatMul(o{n}, wo{n}) "
+        for n in "12"
+    )
+    + "y = Add(y1, y2)",
+    X,
+    {
+        **{f"w{kind}{n}": floats(8, 8, seed=ord(kind) + int(n)) for kind in "qkvo" for n in "12"},
+        **{"table": floats(5, 4), "distances": whole([2, 1, 0], [3, 2, 1], [4, 3, 2])},
+        **{"split": whole(0, 0, 4, 2), "flat": whole(0, 0, 8)},
+    },
+    0,
+    0,
+)
+
+
+def test_biases_by_distance_are_a_table_of_heads():
+    model = bevel.load(ir.to_proto(BIASED.model))
+    bevel.optimize(model, "reorder-channels{importance=random tables=apart}", calibration=[BIASED.feed])
+    tables = {name: value for name, value in model.graph.initializers.items() if name.startswith("table")}
+    heads = [group for group in analyse(model).groups if any(m.value.name in tables for m in group.members)]
+    assert len(tables) == 2 and [group.size for group in heads if group.allows("permute")] == [4, 4]
+
+
 def test_copies_that_nothing_tells_apart_are_one_again_in_the_file(tmp_path):
     model, _, _ = loaded("halves")
     before = len(model.graph)

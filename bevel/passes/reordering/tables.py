@@ -185,14 +185,14 @@ def _labels(nodes: int, values: int, edges: Sequence[tuple[int, int]]) -> list[i
 
 
 def _plain(value: ir.Value) -> bool:
-    """Say whether a value comes of vectors, integer inputs and sizes alone."""
+    """Say whether a value comes of integers, sizes, and vectors of floats alone."""
     pending, met = [value], {value}
     while pending:
         value = pending.pop()
         node = value.producer()
         if value.is_graph_input() and value.dtype not in INTEGERS:
             return False
-        if value.is_initializer() and _size(value) != max(_shape(value), default=1):
+        if value.is_initializer() and value.dtype not in INTEGERS and _size(value) != max(_shape(value), default=1):
             return False
         if node is not None and not _reads_sizes(node):
             fresh = [each for each in node.inputs if each is not None and each not in met]
