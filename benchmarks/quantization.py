@@ -114,7 +114,8 @@ def row(network: Network, tool: str, method: str, bits: int, block: int) -> Iter
 def others(path: Path) -> tuple[int, int]:
     """Return the bytes of a file that are not in weights of products, and the elements of these."""
     elements = sum(layer.weight.const_value.size for layer in layers(bevel.load(path)))
-    return path.stat().st_size - 4 * elements, elements
+    files = sum(file.stat().st_size for file in path.parent.glob(f"{path.stem}.*"))
+    return files - 4 * elements, elements
 
 
 def child(tool: str, method: str, bits: int, block: int, source: str, result: str) -> None:
@@ -196,7 +197,8 @@ def synthetic(folder: Path, options: argparse.Namespace) -> Network:
     )
     path = folder / "chain.onnx"
     opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("com.microsoft", 1)]
-    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    onnx.save(model, path, save_as_external_data=True, location="chain.data")  # as large models are
     mix = rng.standard_normal((DIRECTIONS, width))
     inputs = [
         (rng.standard_normal((ROWS, DIRECTIONS)) @ mix + NOISE * rng.standard_normal((ROWS, width))).astype(np.float32)
