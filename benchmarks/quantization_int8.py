@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,7 +42,7 @@ Array = np.ndarray[Any, Any]
 Feed = dict[str, Array]
 
 CALIBRATED = 128  # samples
-IMAGES = {"calibration": 32, "test": 200}  # of ResNet-50
+IMAGES = {"calibration": 16, "test": 100}  # of ResNet-50
 ROUNDS = 9
 GOAL = 0.995
 CONVOLUTIONAL = ("digits-residual", "digits-plain", "digits-depthwise", "resnet50")
@@ -63,9 +63,13 @@ class Subject:
         with Session(bevel.load(path), threads=1) as session:
             return np.concatenate([next(iter(session.run(feed).values())) for feed in self.held])
 
+    @cached_property
+    def original(self) -> Array:
+        return self.answers(self.path)
+
     def agreement(self, path: Path) -> float:
         """Return how often the first answer is the original's; of vectors without classes, their mean cosine."""
-        one, other = self.answers(self.path), self.answers(path)
+        one, other = self.original, self.answers(path)
         if self.path.stem.startswith("minilm"):
             lengths = np.linalg.norm(one, axis=-1) * np.linalg.norm(other, axis=-1)
             return float(np.mean(np.sum(one * other, -1) / lengths))

@@ -20,13 +20,14 @@ from bevel.passes.fitting.walk import Walk
 Array = np.ndarray[Any, Any]
 
 CLASSES, SIZE, SEED = 10, 224, 0
-ALIGNED, FITTED = 8, 120  # images that normalizations and the head are fitted to
+ALIGNED, FITTED = 8, 60  # images that normalizations and the head are fitted to
 RIDGE = 0.1
 
 
 def textures(count: int, seed: int) -> tuple[Array, Array]:
-    """Return images `[n, 3, 224, 224]` and their classes: smooth patterns, each shifted, faded and noisy."""
-    patterns = np.random.default_rng(SEED).standard_normal((CLASSES, 3, 14, 14))
+    """Return images `[n, 3, 224, 224]` and their classes: coloured patterns, each shifted, faded and noisy."""
+    drawn = np.random.default_rng(SEED)
+    patterns = drawn.standard_normal((CLASSES, 3, 14, 14)) + drawn.standard_normal((CLASSES, 3, 1, 1))
     smooth = np.kron(patterns, np.ones((SIZE // 14, SIZE // 14)))
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, CLASSES, count)

@@ -57,7 +57,9 @@ def spanning(low: float, high: float, within: Range = (-inf, inf)) -> Grid:
     if scale < SMALLEST:
         return Grid(np.float32(1), 0)
     zero = int(np.clip(np.rint(-low / scale), 0, HIGHEST))
-    # Rounding may carry the ends over the bounds by less than a step: ONNX Runtime drops a Clip only if it does not.
+    # Rounding carries the ends over the bounds, by less than a step: ONNX Runtime drops a Clip only if it does not.
+    most = [end / steps for end, steps in ((within[1], HIGHEST - zero), (-within[0], zero)) if steps and end > 0]
+    scale = min(scale, *map(np.float32, most))
     while (HIGHEST - zero) * scale > max(within[1], 0.0) or -zero * scale < min(within[0], 0.0):
         scale = np.nextafter(scale, np.float32(0))
     return Grid(scale, zero)

@@ -38,6 +38,7 @@ class Histogram:
     high: float = 0.0
     width: float = 0.0
     first: int = 0
+    zeros: int = 0  # that came before anything else
     counts: Array = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def add(self, array: Array) -> None:
@@ -49,12 +50,15 @@ class Histogram:
         if not self.width:
             self.width = (self.high - self.low) / (BINS // 2)
         if not self.width:
+            self.zeros += array.size
             return
         while self._place(self.high) - self._place(self.low) >= BINS:
             self._coarsen()
         self._reach(self._place(self.low), self._place(self.high))
         places = np.floor(array.reshape(-1) * np.float64(1 / self.width)).astype(np.int64)
         self.counts += np.bincount(places - self.first, minlength=len(self.counts))
+        self.counts[-self.first] += self.zeros
+        self.zeros = 0
 
     @property
     def centres(self) -> Array:
