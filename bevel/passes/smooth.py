@@ -25,10 +25,10 @@ class Smooth(Pass):
     What it does: divides each channel that layers read by `max|X|^alpha / max|W|^(1 - alpha)` and multiplies their
     weights by it; what gives the channel takes the division: the gain and bias of a norm, the layer before it. All
     layers that read a channel share its scale: queries, keys and values have one. Besides norms it goes from values to
-    the output of attention (a scale for each head times one for each of a head's channels), from the linear half of a
-    gated unit to what reads the product, through ReLU and everything else that a scale passes. Where none passes, the
-    notes name the node. No node is added, except with `gates`: then scales pass SiLU, GELU and whatever else multiplies
-    something by a function of itself, by one product more before that function (MambaQuant's SSwish).
+    the output of attention, head by head, from the linear half of a gated unit to what reads the product, and through
+    ReLU and everything else that a scale passes. Where none passes, the notes name the node. No node is added, except
+    with `gates`: then scales pass SiLU, GELU and whatever else multiplies something by a function of itself, by one
+    product more before that function (MambaQuant's SSwish).
 
     Promise: Preserving; with `exact=true` scales are powers of two, which round nothing.
 
