@@ -57,6 +57,16 @@ def test_its_pass_runs_in_a_pipeline(python, tmp_path):
     assert (weights["b1"] == original["b1"]).all()
 
 
+def test_its_format_is_listed_and_stores_weights(python, tmp_path):
+    listed = python("-m", "bevel.cli", "formats").stdout
+    assert "ternary                  3 bits" in listed and "[bevel-halve 1.2.3]" in listed
+    onnx.save(proto(MLP, MLP_WEIGHTS), tmp_path / "mlp.onnx")
+    text = "quantize-blocks{format=ternary block=0 only=w1}"
+    done = python("-m", "bevel.cli", "optimize", "mlp.onnx", "-p", text, "-o", "out.onnx")
+    assert done.returncode == 0, done.stderr
+    assert "MatMulNBits" in {node.op_type for node in onnx.load(tmp_path / "out.onnx").graph.node}
+
+
 def test_its_importance_decides_what_goes(python, tmp_path):
     onnx.save(proto(MLP, MLP_WEIGHTS), tmp_path / "mlp.onnx")
     text = "prune-channels{ratio=0.5 importance=places}"
