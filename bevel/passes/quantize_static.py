@@ -39,8 +39,8 @@ class QuantizeStatic(Pass):
     (`--max-error`), as many of the layers that do most to them stay in floats as it takes; with `repair=false` they do
     not, and the run fails. `depthwise=false` leaves depthwise convolutions in floats: alone they are no faster in 8
     bits, but between layers in 8 bits they are several times slower in floats. A model of opset 9 to 12 becomes one of
-    opset 13. `reduce-range` takes 7 bits for weights, for x86 processors without
-    VNNI instructions, on which sums of products overflow otherwise.
+    opset 13. `reduce-range` takes 7 bits for weights, for x86 processors without VNNI instructions, on which sums of
+    products overflow otherwise.
 
     Promise: Lossy. The layers that stay in floats are named, with the reason.
 
