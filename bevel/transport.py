@@ -20,9 +20,10 @@ from bevel.equivariance import ULPS, Array, Disagreement, Feed, Subject, differe
 from bevel.errors import UnsupportedModel
 from bevel.ir.axes import Axis, Dim, Product, resolve
 from bevel.ir.coupling import Freedom
+from bevel.ir.crossing import MOTIONS
 from bevel.ir.groups import Analysis, analyse
 from bevel.ir.mixing import keeping_mean
-from bevel.ir.symmetry import MOTIONS, Motion
+from bevel.ir.symmetry import Motion
 
 CONDITION: Final = 4
 """The condition number of the matrices that are tried: singular values lie between 1/2 and 2."""

@@ -14,10 +14,11 @@ from bevel.errors import UsageError, nearest
 from bevel.ir import control, integers
 from bevel.ir.axes import Dim, atoms, paths
 from bevel.ir.coupling import FIXED, FREE, Freedom, find_rule, load_rules
+from bevel.ir.crossing import MOTIONS
 from bevel.ir.equation import couple
 from bevel.ir.site import STRUCTURAL, Axes, Facts, Mark, Opaque, Site
 from bevel.ir.sizes import Symbols, is_symbolic
-from bevel.ir.symmetry import MOTIONS, Motion, Symmetry
+from bevel.ir.symmetry import Motion, Symmetry
 
 # A symbol that turns out to have a size (it meets a weight) is put in and everything is read again.
 _MOST_READINGS = 4

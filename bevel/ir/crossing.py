@@ -1,0 +1,204 @@
+"""What one node makes of the exponents of a dimension: equations, and gains that stand in the way of rotations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import onnx_ir as ir
+
+from bevel.ir.action import LINEAR, Action, Term
+from bevel.ir.coupling import Freedom
+from bevel.ir.site import Facts
+from bevel.ir.strands import Occurrence, Strand, alternatives
+
+MIXING = Freedom.ROTATE | Freedom.LINEAR
+MOTIONS = Freedom.SCALE | MIXING
+_TURNED_GAIN = (
+    "a rotation does not commute with its gain, which is no initializer or cannot be folded into what follows"
+)
+Sides = tuple[tuple[Occurrence, int], ...]
+
+
+class Equation(NamedTuple):
+    """For some of scale, rotate and linear: the sum of exponents times factors is zero, because of a node.
+
+    What is only `of_means` does not bind a rotation that keeps the mean.
+    """
+
+    kinds: Freedom
+    sides: Sides
+    why: str
+    of_means: bool = False
+
+
+class Gain(NamedTuple):
+    """Which input of a node is a gain, which one it multiplies, and whether the mean is taken off that first."""
+
+    gain: int
+    turned: int
+    centred: bool
+
+
+@dataclass
+class Norm:
+    """A node that multiplies by a gain along a dimension, after a norm or not, with all of it that the node touches."""
+
+    strand: Strand
+    gain: int
+    turned: int
+    centred: bool
+    why: str
+
+    @property
+    def turning(self) -> list[Occurrence]:
+        """What turns with a rotation: all but the gain."""
+        return [each for each in self.strand.occurrences if each not in self.strand.inputs[self.gain]]
+
+
+@dataclass
+class Along:
+    """What was said about one dimension."""
+
+    equations: list[Equation] = field(default_factory=list)
+    norms: list[Norm] = field(default_factory=list)
+
+
+def at(node: ir.Node, why: str) -> str:
+    """Say why, with the node that is the reason."""
+    return f"{node.op_type} {node.name!r}: {why}"
+
+
+@dataclass
+class Crossing:
+    """One strand of one node: states what the node's action makes of the exponents."""
+
+    node: ir.Node
+    action: Action
+    strand: Strand
+    facts: Facts
+
+    def state(self, along: Along, *, energy: bool) -> None:
+        """Add the equations of the strand to those of its dimension; `energy` is what no rotation changes."""
+        gain = self._gain()
+        if gain:
+            along.norms.append(Norm(self.strand, *gain, at(self.node, _TURNED_GAIN)))
+        if gain or energy:
+            along.equations += [each._replace(kinds=each.kinds & ~Freedom.ROTATE) for each in self._equations()]
+        else:
+            along.equations += self._equations()
+
+    def _gain(self) -> Gain | None:
+        """Return the gain that the node multiplies by along this strand, if there is one and nothing else is done."""
+        inputs, outputs, turned = self.strand.inputs, self.strand.outputs, self.action.turned
+        sides = [*inputs.values(), *outputs.values()]
+        if self.strand.fixed or set(outputs) != {0} or not all(self._one_axis(side) for side in sides):
+            return None
+        if turned is None:
+            return self._plain_gain()
+        terms = [term.times for term in self._terms()]
+        carrying = {index for term in terms for index in term}
+        whole = turned in inputs and set(inputs) == {turned, *carrying} and all(len(term) == 1 for term in terms)
+        return Gain(terms[0][0], turned, self.action.centred) if whole else None
+
+    def _plain_gain(self) -> Gain | None:
+        """Return the operand of a product that is a weight, if the other one is none."""
+        terms, inputs = self._terms(), sorted(self.strand.inputs)
+        if self.action.moves or len(terms) != 1 or terms[0].over or sorted(terms[0].times) != inputs:
+            return None
+        weights = [index for index in inputs if self._is_weight(index)]
+        others = [index for index in inputs if not self._is_weight(index)]
+        return Gain(weights[0], others[0], False) if len(weights) == len(others) == 1 else None
+
+    def _is_weight(self, index: int) -> bool:
+        value = self.node.inputs[index]
+        return value is not None and value.is_initializer()
+
+    def _carrying(self) -> list[Term]:
+        return [term for term in self._terms() if self._operands(term)]
+
+    def _terms(self) -> list[Term]:
+        return self.action.terms_of([index for index, value in enumerate(self.node.inputs) if value is not None])
+
+    def _operands(self, term: Term) -> list[int]:
+        return [index for index in (*term.times, *term.over) if index in self.strand.inputs]
+
+    def _equations(self) -> Iterator[Equation]:
+        strand, terms = self.strand, self._terms()
+        if strand.fixed:
+            return self._zero(strand.occurrences, strand.fixed)
+        if not terms:
+            return self._zero(strand.occurrences, "it is not linear")
+        if not all(self._one_axis(side) for side in (*strand.inputs.values(), *strand.outputs.values())):
+            return self._zero(strand.occurrences, "it holds the dimension on two axes at once")
+        return self._through(terms)
+
+    def _through(self, terms: Sequence[Term]) -> Iterator[Equation]:
+        """State what passes where nothing stands in the way."""
+        strand, action = self.strand, self.action
+        in_terms = {index for term in terms for index in (*term.times, *term.over)}
+        controls = [each for index, side in strand.inputs.items() if index not in in_terms for each in side]
+        yield from self._zero(controls, "it is not linear in this operand")
+        if controls or action.positive:
+            yield from self._zero(strand.occurrences, "it works on each entry by itself", MIXING)
+        for side in strand.inputs.values():
+            yield from self._equal(side)
+        count = len(self.node.outputs) if action.outputs is None else action.outputs
+        following = [each for index, side in strand.outputs.items() if index < count for each in side]
+        apart = [each for index, side in strand.outputs.items() if index >= count for each in side]
+        yield from self._zero(apart, "this output is computed in another way")
+        carrying = self._carrying()
+        if following:
+            yield from self._equal(following)
+            yield from self._kept(following[0], carrying, len(terms))
+        elif not action.moves:
+            yield from self._summed(carrying)
+
+    def _kept(self, output: Occurrence, carrying: Sequence[Term], terms: int) -> Iterator[Equation]:
+        """State the exponent of the output, which is that of every term."""
+        if not carrying or (len(carrying) < terms and not self.action.moves):
+            why = "not all that it adds up has this axis"
+            yield from self._zero(self.strand.occurrences, why, MOTIONS, of_means=bool(carrying))
+        for term in carrying:
+            alone = len(self._operands(term)) == 1 and not term.over
+            yield from self._product(((output, -1), *self._factors(term)), mixes=alone)
+
+    def _summed(self, carrying: Sequence[Term]) -> Iterator[Equation]:
+        """State that exponents cancel where products are summed."""
+        for term in carrying:
+            pair = len(self._operands(term)) == 2 and not term.over
+            yield from self._product(self._factors(term), mixes=pair, mean=self.action == LINEAR)
+
+    def _factors(self, term: Term) -> Sides:
+        """Return one occurrence for each operand that has the dimension, all of which are equal, and its power."""
+        powers = [(index, 1) for index in term.times] + [(index, -1) for index in term.over]
+        return tuple([(self.strand.inputs[index][0], power) for index, power in powers if index in self.strand.inputs])
+
+    def _product(self, sides: Sides, *, mixes: bool, mean: bool = False) -> Iterator[Equation]:
+        if len(sides) == 1:
+            yield from self._zero([sides[0][0]], "it sums over it", MOTIONS, of_means=mean)
+            return
+        if mixes:
+            yield Equation(MOTIONS, sides, "")
+            return
+        yield Equation(Freedom.SCALE, sides, "")
+        yield from self._zero([each for each, _ in sides], "it works on each entry by itself", MIXING)
+
+    def _equal(self, side: Sequence[Occurrence]) -> Iterator[Equation]:
+        for other in side[1:]:
+            yield Equation(MOTIONS, ((side[0], 1), (other, -1)), "")
+
+    def _zero(
+        self, side: Iterable[Occurrence], why: str, kinds: Freedom = MOTIONS, *, of_means: bool = False
+    ) -> Iterator[Equation]:
+        for each in side:
+            yield Equation(kinds, ((each, 1),), at(self.node, why), of_means)
+
+    def _one_axis(self, side: Sequence[Occurrence]) -> bool:
+        """Say whether occurrences stand on one axis, in different parts of a sum: no entry has the dimension twice."""
+        first = side[0]
+        axes = self.facts.of(first.value) or ()
+        return all(
+            each.axis == first.axis and alternatives(axes[first.axis], first.path, each.path) for each in side[1:]
+        )
