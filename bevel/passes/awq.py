@@ -123,7 +123,9 @@ class _Search:
             ],
             axis=0,
         )
-        found = best(parts, means, self._quantized, self.options.grid, exact=self.options.exact)
+        found = best(
+            parts, means, self._quantized, self.options.grid, root=abs(each.power) if self.options.exact else 0
+        )
         self.scales[each] = found.scale
         self.alphas.append(found.alpha)
         for reading, part, *errors in zip(each.readings, parts, found.before, found.after, strict=True):

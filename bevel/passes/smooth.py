@@ -80,7 +80,7 @@ class Smooth(Pass):
             )
         )
         scale = smoothing(inputs, weights, self.alpha)
-        return powers_of_two(scale) if self.exact else scale
+        return powers_of_two(scale, abs(each.power)) if self.exact else scale
 
 
 def _gained(read: list[Layer], before: dict[ir.Value, Array], after: dict[ir.Value, Array]) -> list[str]:

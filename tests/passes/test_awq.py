@@ -86,8 +86,8 @@ def test_no_layer_is_worse_off_in_its_own_format(name):
         def rounded(weights):
             return quantized.round_trip(weights, -1, 8)
 
-        for exact in (False, True):
-            found = best(parts, np.abs(rows).mean(0), rounded, 20, exact=exact)
+        for root in (0, 1, 2):
+            found = best(parts, np.abs(rows).mean(0), rounded, 20, root=root)
             after, before = (sum(p.error(s, rounded) for p in parts) for s in (found.scale, np.ones(24)))
             assert after <= before
             assert (before, after) == pytest.approx((sum(found.before), sum(found.after)))

@@ -61,10 +61,12 @@ def usable(scale: Array, known: Array) -> Array:
     return np.where(known, np.clip(scale, middle / WIDEST, middle * WIDEST), 1.0)
 
 
-def powers_of_two(scale: Array) -> Array:
-    """Return the nearest powers of two, which round nothing.
+def powers_of_two(scale: Array, root: int = 1) -> Array:
+    """Return the nearest powers of two, which round nothing; such that a root of them is one, too.
 
-    >>> powers_of_two(np.array([0.3, 1.0, 3.0])).tolist()
-    [0.25, 1.0, 4.0]
+    >>> powers_of_two(np.array([0.3, 1.0, 3.0])).tolist(), powers_of_two(np.array([0.3, 1.0, 3.0]), 2).tolist()
+    ([0.25, 1.0, 4.0], [0.25, 1.0, 4.0])
+    >>> powers_of_two(np.array([2.2]), 2).tolist()
+    [4.0]
     """
-    return np.asarray(np.exp2(np.rint(np.log2(scale))))
+    return np.asarray(np.exp2(root * np.rint(np.log2(scale) / root)))

@@ -59,14 +59,14 @@ class Found:
 
 
 def best(
-    parts: Sequence[Part], means: Array, quantized: Callable[[Array], Array], steps: int, *, exact: bool = False
+    parts: Sequence[Part], means: Array, quantized: Callable[[Array], Array], steps: int, *, root: int = 0
 ) -> Found:
     """Return the exponent among so many in [0, 1] with the least error in sum; 0, the first, scales nothing.
 
-    With `exact` all scales that are tried are powers of two.
+    With `root` all scales that are tried are powers of two that have such a root.
     """
     alphas = np.linspace(0, 1, steps)
-    scales = [powers_of_two(each) if exact else each for each in (salient(means, alpha) for alpha in alphas)]
+    scales = [powers_of_two(each, root) if root else each for each in (salient(means, alpha) for alpha in alphas)]
     some = [part.sample() for part in parts]
     place = int(np.argmin([sum(part.error(scale, quantized) for part in some) for scale in scales]))
     before, after = (tuple(part.error(scales[each], quantized) for part in parts) for each in (0, place))
