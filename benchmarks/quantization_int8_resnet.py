@@ -27,7 +27,7 @@ RIDGE = 0.1
 def textures(count: int, seed: int) -> tuple[Array, Array]:
     """Return images `[n, 3, 224, 224]` and their classes: coloured patterns, each shifted, faded and noisy."""
     drawn = np.random.default_rng(SEED)
-    patterns = drawn.standard_normal((CLASSES, 3, 14, 14)) + drawn.standard_normal((CLASSES, 3, 1, 1))
+    patterns = drawn.standard_normal((CLASSES, 3, 14, 14)) + 2 * drawn.standard_normal((CLASSES, 3, 1, 1))
     smooth = np.kron(patterns, np.ones((SIZE // 14, SIZE // 14)))
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, CLASSES, count)
@@ -35,7 +35,7 @@ def textures(count: int, seed: int) -> tuple[Array, Array]:
     images = np.stack(
         [np.roll(smooth[label], tuple(shift), (1, 2)) for label, shift in zip(labels, shifts, strict=True)]
     )
-    images *= rng.uniform(0.5, 1.5, (count, 1, 1, 1))
+    images *= rng.uniform(0.8, 1.2, (count, 1, 1, 1))
     images += 0.5 * rng.standard_normal(images.shape)
     return images.astype(np.float32), labels
 
@@ -54,7 +54,9 @@ def resnet(path: Path) -> None:
             put(weight, rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:])))
         elif is_normalization(node):
             size = parameter(node, SCALE).shape.numpy()  # type: ignore[union-attr]
-            put(parameter(node, SCALE), rng.uniform(0.5, 1.0, size))
+            # Branches end in a normalization; small ones keep what distinguishes images, as trained ones do.
+            ends = any(use.node.op_type == "Sum" for use in node.outputs[0].uses())
+            put(parameter(node, SCALE), rng.uniform(0.5, 1.0, size) * (0.1 if ends else 1.0))
             put(parameter(node, SHIFT), rng.standard_normal(size) * 0.1)
     name = model.graph.inputs[0].name or ""
     images, _ = textures(ALIGNED, SEED + 1)
