@@ -190,7 +190,7 @@ def _missing(lost: Sequence[str]) -> EditRefused:
 def _refused(module: nn.Module, failure: Failure, lost: Sequence[str], plan: Plan) -> EditRefused:
     made = [tensor.names[0] for tensor in plan.changed if not tensor.parameter]
     notes = f"; the edits also changed what its forward makes itself: {_list(made)}" if made else ""
-    notes += f"; the graph no longer has {_list(lost)} (did `fold` take them into others?)" if lost else ""
+    notes += f"; the graph no longer has {_list(lost)}: passes put others in their place" if lost else ""
     return EditRefused(
         f"with the edits, {failure.text}{notes}",
         where=f"module {type(module).__name__}",
