@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from bevel.errors import EditRefused
 from bevel.ir.axes import Axis
-from bevel.ir.content import content
+from bevel.ir.content import recompute
 from bevel.ir.coupling import Freedom
 from bevel.ir.groups import Analysis, Group
 from bevel.ir.mixing import mixed
@@ -100,15 +100,10 @@ def _beside(analysis: Analysis, place: Occurrence, motion: Motion) -> Occurrence
 
 def _multiply(value: ir.Value, steps: list[tuple[int, np.ndarray]]) -> None:
     """Let an initializer be multiplied along its axes when somebody asks for its content."""
-    source = value.const_value
-    assert source is not None
 
-    def multiplied() -> ir.TensorProtocol:
-        with content(source) as array:
-            result = np.array(array, np.float64)
+    def multiplied(array: np.ndarray) -> np.ndarray:
         for axis, factor in steps:
-            result *= factor.reshape(-1, *[1] * (result.ndim - axis - 1))
-        return ir.tensor(result.astype(source.dtype.numpy()), name=value.name)
+            array *= factor.reshape(-1, *[1] * (array.ndim - axis - 1))
+        return array
 
-    shape = ir.Shape(source.shape.numpy())
-    value.const_value = ir.LazyTensor(multiplied, dtype=source.dtype, shape=shape, name=value.name)
+    recompute(value, multiplied)

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from bevel.errors import EditRefused, UsageError
 from bevel.ir.axes import Axis
-from bevel.ir.content import content
+from bevel.ir.content import content, recompute
 from bevel.ir.coupling import Freedom
 from bevel.ir.groups import Analysis, Group, analyse
 from bevel.ir.mixing import mixed, powered
@@ -201,17 +201,11 @@ def _write(analysis: Analysis, moves: Iterable[Move]) -> None:
 
 def _multiply(value: ir.Value, steps: Sequence[tuple[Occurrence, np.ndarray]], axes: Sequence[Axis]) -> None:
     """Let an initializer be multiplied, along its axes and in this order, when somebody asks for its content."""
-    source = value.const_value
-    assert source is not None
 
-    def multiplied() -> ir.TensorProtocol:
-        with content(source) as array:
-            result = np.array(array, np.float64)
+    def multiplied(array: np.ndarray) -> np.ndarray:
         for each, factor in steps:
-            moved = mixed(np.moveaxis(result, each.axis, 0), axes[each.axis], each.path, factor)
-            result = np.moveaxis(moved, 0, each.axis)
-        return ir.tensor(np.ascontiguousarray(result).astype(source.dtype.numpy()), name=value.name)
+            moved = mixed(np.moveaxis(array, each.axis, 0), axes[each.axis], each.path, factor)
+            array = np.moveaxis(moved, 0, each.axis)
+        return array
 
-    value.const_value = ir.LazyTensor(
-        multiplied, dtype=source.dtype, shape=ir.Shape(source.shape.numpy()), name=value.name
-    )
+    recompute(value, multiplied)

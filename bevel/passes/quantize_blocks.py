@@ -15,11 +15,12 @@ from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promi
 from bevel.passes.fitting.moments import moments
 from bevel.passes.formats import Format, Quantized, block_format
 from bevel.passes.formats.blocks import THREADS
+from bevel.passes.outputs import Outputs
 from bevel.passes.quantization.forms import Form
 from bevel.passes.quantization.kernels import kernel
 from bevel.passes.quantization.ledger import Entry, Ledger, Result
 from bevel.passes.quantization.methods import compensating, quantized, relative_error
-from bevel.passes.quantization.mixture import Choice, Offer, Outputs, feelings, mixture, summary, within
+from bevel.passes.quantization.mixture import Choice, Offer, feelings, mixture, summary, within
 from bevel.passes.quantization.standard import dequantized
 from bevel.passes.quantization.tables import SLICES, Tabled
 from bevel.passes.quantization.targets import Target, found

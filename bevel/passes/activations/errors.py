@@ -1,6 +1,6 @@
 """What 8 bits do to the output of each layer alone, and to the outputs of the model."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import inf, log10, sqrt
 from typing import Any
@@ -124,36 +124,6 @@ def chain(site: Site, end: ir.Value) -> list[ir.Node]:
 def _fed(node: ir.Node, site: Site) -> int:
     """Return which input of a node a layer feeds."""
     return list(node.inputs).index(site.node.outputs[0])
-
-
-def answers_of(model: ir.Model, feeds: Iterable[Feed], runtime: Runtime) -> list[Mapping[str, Any]]:
-    """Return what a model answers."""
-    with runtime.open(model) as runs:
-        return [runs.run(feed) for feed in feeds]
-
-
-def outputs_error(expected: Sequence[Mapping[str, Any]], got: Sequence[Mapping[str, Any]]) -> float:
-    """Return the largest error of an output, relative to its largest element over all feeds, as verification does."""
-    worst = 0.0
-    for name in expected[0] if expected else ():
-        pairs = [(answer[name], other[name]) for answer, other in zip(expected, got, strict=True)]
-        worst = max(worst, _relative(pairs))
-    return worst
-
-
-def _relative(pairs: Sequence[tuple[Any, Any]]) -> float:
-    largest = difference = 0.0
-    for expected, got in pairs:
-        if not isinstance(expected, np.ndarray) or expected.dtype.kind not in "fiub" or expected.shape != got.shape:
-            same = isinstance(expected, np.ndarray) and np.array_equal(expected, got)
-            difference = difference if same or expected is None else inf
-            continue
-        wide, other = expected.astype(np.float64), got.astype(np.float64)
-        largest = max(largest, float(np.abs(wide).max(initial=0)))
-        difference = max(difference, float(np.abs(wide - other).max(initial=0)))
-    if not difference:
-        return 0.0
-    return difference / largest if largest else inf
 
 
 def decibel(error: float) -> str:

@@ -1,20 +1,13 @@
 """Which layers stay in floats, so that the model's error stays below a limit."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
-from typing import Any, Final
 
 import onnx_ir as ir
 
-from bevel.passes.activations.errors import answers_of, outputs_error
 from bevel.passes.base import Context
-
-# As many feeds as the pipeline verifies a pass with, so that what holds here holds there.
-VERIFIED: Final = 64
-# So many are enough to compare layers with each other.
-COMPARED: Final = 4
+from bevel.passes.outputs import COMPARED, VERIFIED, Outputs
 
 
 @dataclass(frozen=True)
@@ -26,17 +19,12 @@ class Trial:
     write: Callable[[ir.Model, Sequence[int]], None]
 
     @cached_property
-    def _expected(self) -> list[Mapping[str, Any]]:
-        return answers_of(self.model, self._feeds(VERIFIED), self.context.runtime)
+    def _outputs(self) -> Outputs:
+        return Outputs(self.model, self.context)
 
     def error(self, numbers: Sequence[int], feeds: int = VERIFIED) -> float:
         """Return the largest relative error of an output over some feeds."""
-        clone = self.model.clone()
-        self.write(clone, numbers)
-        return outputs_error(self._expected[:feeds], answers_of(clone, self._feeds(feeds), self.context.runtime))
-
-    def _feeds(self, count: int) -> Any:
-        return islice(self.context.calibration, count)
+        return self._outputs.error(lambda clone: self.write(clone, numbers), feeds)
 
 
 @dataclass(frozen=True)

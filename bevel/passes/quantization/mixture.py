@@ -11,28 +11,24 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
-from bevel.passes.activations.errors import answers_of, outputs_error
 from bevel.passes.allocation.menu import Menu
 from bevel.passes.allocation.programming import knapsack
 from bevel.passes.base import Context
 from bevel.passes.fitting.layers import Layer
 from bevel.passes.fitting.moments import moments
 from bevel.passes.formats import Quantized
+from bevel.passes.outputs import COMPARED, Outputs
 from bevel.passes.quantization.targets import Target
 
 Array = np.ndarray[Any, Any]
 Choice: TypeAlias = Mapping[str, str]
 """The format of each weight, by name; a weight that is not there stays in floats."""
 
-# So many feeds are enough to compare weights with each other; to keep a limit, as many as the pipeline verifies with.
-COMPARED: Final = 4
-VERIFIED: Final = 64
 # How often the bytes are halved between what breaks a limit and what holds it: to a hundredth of what can be saved.
 HALVINGS: Final = 7
 
@@ -114,26 +110,6 @@ def summary(choice: Choice, offers: Sequence[Offer]) -> Iterator[str]:
     sizes = [offer.nbytes.get(choice.get(offer.target.name, ""), offer.target.tensor.nbytes) for offer in offers]
     bits = sum(sizes) * 8 / sum(offer.target.tensor.size for offer in offers)
     yield f"{', '.join(f'{count} in {name}' for name, count in counts.most_common())}: {bits:.3g} bits an element"
-
-
-@dataclass
-class Outputs:
-    """The outputs of a model, and how far those of a changed clone are off."""
-
-    model: ir.Model
-    context: Context
-
-    def __post_init__(self) -> None:
-        self._expected = answers_of(self.model, self._feeds(VERIFIED), self.context.runtime)
-
-    def error(self, change: Callable[[ir.Model], object], feeds: int = VERIFIED) -> float:
-        """Return the largest relative error of an output once a clone was changed."""
-        clone = self.model.clone()
-        change(clone)
-        return outputs_error(self._expected[:feeds], answers_of(clone, self._feeds(feeds), self.context.runtime))
-
-    def _feeds(self, count: int) -> Any:
-        return islice(self.context.calibration, count)
 
 
 def feelings(outputs: Outputs, offers: Sequence[Offer], context: Context) -> list[float]:
