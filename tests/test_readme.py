@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import bevel
 from bevel.models import path
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +62,14 @@ def test_the_example_of_modules_runs(workplace):
     )
     assert (workplace / "small.onnx").exists()
     assert module[0].out_channels == 4 and module(batches[0]).shape == (4, 10)
+
+
+def test_the_example_of_selected_channels_runs(workplace):
+    module = nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 10)).eval()
+    model = bevel.load(module, (torch.randn(4, 8),))
+    batches = [(torch.randn(4, 8), torch.randint(10, (4,))) for _ in range(2)]
+    exec(blocks("python")[2], {"bevel": bevel, "model": model, "batches": batches})
+    assert (workplace / "tuned.onnx").exists() and (workplace / "task.safetensors").stat().st_size < 4000
 
 
 def test_the_shell_examples_run(workplace):
