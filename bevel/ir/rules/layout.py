@@ -317,4 +317,5 @@ def depth_to_space(site: Site) -> Coupling:
 def space_to_depth(site: Site) -> Coupling:
     """Gather blocks of positions into channels; channels stay free."""
     block = site.integer("blocksize")
-    return Coupling("n c (h p) (w q) -> n (p q c) h w", sizes={"p": block, "q": block}, fixed="pqhw")
+    depth = "(c p q)" if site.text("mode", "DCR") == "CRD" else "(p q c)"
+    return Coupling(f"n c (h p) (w q) -> n {depth} h w", sizes={"p": block, "q": block}, fixed="pqhw")
