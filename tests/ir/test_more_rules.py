@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+import bevel
 from bevel.equivariance import Checked, check_rule
 from bevel.ir import control, coupling
 from bevel.ir.coupling import Coupling
@@ -238,3 +239,21 @@ def test_sizes_may_be_gathered_out_of_joined_ones():
     text = SIZES_READ.replace("RESULT", "float[n, 2] z").replace("STATEMENT", statement)
     model = graph(text.replace("{", "<int64[2] k = {2, 3}> {", 1), {"w": (6, 8), "v": (8, 3), "v2": (8, 2)})
     assert "w[1]" in [each.name for each in groups(model)]
+
+
+@pytest.mark.parametrize(("mode", "place"), [("DCR", "w[1.2]"), ("CRD", "w[1.0]")])
+def test_space_to_depth_puts_channels_innermost_or_outermost(mode: str, place: str) -> None:
+    text = f"""
+    <ir_version: 10, opset_import: ["" : 28]>
+    g (float[n, 3, 8, 8] x) => (float[n, 5, 4, 4] y) <float[5, 20, 1, 1] w, float[5, 3, 1, 1] v> {{
+      a = Conv (x, v)
+      b = SpaceToDepth <blocksize = 2, mode = "{mode}"> (a)
+      y = Conv (b, w)
+    }}
+    """
+    model = onnx.parser.parse_model(text)
+    for value in ("w", "v"):
+        shape = (5, 20, 1, 1) if value == "w" else (5, 3, 1, 1)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(shape, np.float32), value))
+    (found,) = [group for group in groups(bevel.load(model)) if group.name == "v[0]"]
+    assert place in map(str, found.members)
