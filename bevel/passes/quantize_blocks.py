@@ -116,7 +116,9 @@ class QuantizeBlocks(Pass):
         offers = self._offers(model)
         mixed = mixture(model, offers, feelings(outputs, offers, context), context)
         choice = mixed.at(self.bits) if limit is None else within(mixed, self.bits, error, limit)
-        return (choice, tuple(summary(choice, offers))) if choice else (None, ())
+        if limit is not None and not choice:  # nothing holds: verification says so, and names the worst
+            choice = mixed.at(self.bits)
+        return choice, tuple(summary(choice, offers))
 
     def _offers(self, model: ir.Model) -> list[Offer]:
         """Return each weight in all the formats in which it becomes smaller."""

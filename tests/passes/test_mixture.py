@@ -79,6 +79,13 @@ def test_a_limit_bounds_what_bits_ask_for() -> None:
     assert step.verdict.error <= 0.03 and bits_of(model)["loud"] == 8
 
 
+def test_nothing_but_the_formats_that_are_asked_for_is_used() -> None:
+    model, _ = run("formats=int2,int8 bits=32")
+    assert set(bits_of(model).values()) == {32}
+    with pytest.raises(PromiseBroken, match="worst"):
+        run("formats=int2,int3 bits=3", max_error=1e-5)
+
+
 @pytest.mark.parametrize(
     ("spec", "why"),
     [("formats=int2,int4", "chosen for"), ("bits=4", "several formats"), ("formats=int2,in5t", "in5t")],
