@@ -142,12 +142,11 @@ def check(each: Move) -> None:
         if not (factor > 0).all():
             raise EditRefused("only positive factors can move", where=where)
         return
-    if np.linalg.cond(factor) > WORST_CONDITION:
-        raise EditRefused(f"the matrix has a condition number above {WORST_CONDITION:g}", where=where)
-    if each.motion in each.group.motions(Freedom.LINEAR):
-        return
     if np.abs(factor @ factor.T - np.eye(len(factor))).max() > ROUNDING:
-        raise EditRefused("only orthogonal matrices can move along it", where=where)
+        if np.linalg.cond(factor) > WORST_CONDITION:
+            raise EditRefused(f"the matrix has a condition number above {WORST_CONDITION:g}", where=where)
+        if each.motion not in each.group.motions(Freedom.LINEAR):
+            raise EditRefused("only orthogonal matrices can move along it", where=where)
     if each.motion.keeps_mean and np.abs(factor.sum(axis=1) - 1).max() > ROUNDING * len(factor) ** 0.5:
         raise EditRefused(
             "only a rotation that keeps the mean can move along it",

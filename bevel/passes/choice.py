@@ -15,11 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Final
 
+import onnx_ir as ir
+
 from bevel.errors import UsageError, nearest
 from bevel.ir.axes import Axis, Dim, Product, atoms, resolve
 from bevel.ir.coupling import Freedom
 from bevel.ir.groups import Analysis, Group
-from bevel.passes.fitting.layers import layers
+from bevel.passes.fitting.layers import Layer, layers
+from bevel.passes.patterns import asked
 
 MOST_REASONS: Final = 8
 OPERATOR: Final = "op:"
@@ -150,6 +153,14 @@ def _products(axis: Axis) -> Iterator[tuple[Axis, ...]]:
     elif not isinstance(axis, Dim):
         for term in axis.terms:
             yield from _products(term)
+
+
+def chosen_layers(model: ir.Model, only: Sequence[str], skip: Sequence[str]) -> tuple[list[Layer], tuple[str, ...]]:
+    """Return the layers whose weights may be changed, and why others may not; patterns match weights and nodes."""
+    wanted = [layer for layer in layers(model) if asked(layer.names, only, skip)]
+    alone = [layer for layer in wanted if len(layer.weight.uses()) == 1 and not layer.weight.is_graph_output()]
+    tied = {layer.weight.name for layer in wanted} - {layer.weight.name for layer in alone}
+    return alone, (f"left alone: {', '.join(sorted(map(str, tied)))}, used more than once",) if tied else ()
 
 
 def without(groups: Sequence[Group], taken: Sequence[Group]) -> list[Group]:

@@ -14,13 +14,14 @@ from bevel.ir.names import Names
 from bevel.passes.allocation.aim import METRICS, Target
 from bevel.passes.allocation.problem import Metric
 from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
+from bevel.passes.choice import chosen_layers
 from bevel.passes.factoring.factors import Factors, best_factors
 from bevel.passes.factoring.ranks import By, choose, menu, most, shape_of, slope_of
 from bevel.passes.factoring.split import split
-from bevel.passes.fitting.layers import WEIGHT, Layer, rounded
+from bevel.passes.fitting.layers import WEIGHT, Layer, hold
 from bevel.passes.fitting.moments import Moments, moments
 from bevel.passes.fitting.shift import bias_of, can_shift
-from bevel.passes.sparsity.zeros import chosen, put
+from bevel.passes.sentences import listed
 
 Array = np.ndarray[Any, Any]
 
@@ -79,7 +80,7 @@ class LowRank(Pass):
     def run(self, model: ir.Model, context: Context) -> Outcome:
         """Choose ranks, factor layer after layer, then put the factors in their places."""
         context = replace(context, samples=self.samples)
-        found, left = chosen(model, self.only, self.skip)
+        found, left = chosen_layers(model, self.only, self.skip)
         able = [layer for layer in found if most(layer) > 0 and _alone(layer)]
         ledger = _Ledger(len(found))
         for layer, factors, rank in self._factored(model, self._ranks(model, able, context), context):
@@ -100,7 +101,7 @@ class LowRank(Pass):
             up, down = factors.of(ranks[layer])
             if moment is not None:
                 _shift(layer, weights - up @ down, moment.mean)
-                put(layer, up @ down)
+                layer.put(up @ down)
             yield layer, factors, ranks[layer]
 
     def _ranks(self, model: ir.Model, able: Sequence[Layer], context: Context) -> dict[Layer, int]:
@@ -163,10 +164,9 @@ def _shift(layer: Layer, change: Array, mean: Array) -> None:
     bias = _bias(layer)
     if bias is None:
         return
-    tensor = bias.const_value
-    assert tensor is not None
-    shifted = tensor.numpy().astype(np.float64) + np.einsum("goi,gi->go", change, mean).ravel()
-    bias.const_value = ir.tensor(rounded(tensor, shifted), name=bias.name)
+    assert bias.const_value is not None
+    lost = np.einsum("goi,gi->go", change, mean).ravel()
+    hold(bias, bias.const_value.numpy().astype(np.float64) + lost)
 
 
 @dataclass(frozen=True)
@@ -206,5 +206,4 @@ class _Ledger:
             yield f"{self.asked - len(self.entries)} layers stay whole: two would be no smaller, or cost too much error"
         worst = sorted(self.entries, key=lambda each: -each.error)
         if worst:
-            rest = f" and {len(worst) - MOST_NAMED} more" if len(worst) > MOST_NAMED else ""
-            yield f"relative error of a layer, worst first: {', '.join(map(str, worst[:MOST_NAMED]))}{rest}"
+            yield f"relative error of a layer, worst first: {listed(list(map(str, worst)), MOST_NAMED)}"

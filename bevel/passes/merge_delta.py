@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import partial
 from statistics import median
 from typing import Annotated, Any, ClassVar, Literal
@@ -16,6 +15,7 @@ from bevel.ir.lineage import Relative, lineage, set_lineage
 from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
 from bevel.passes.deltas.delta import Tuned, bits, merged, seed_of
 from bevel.passes.deltas.rescale import analytic, label_free
+from bevel.passes.patterns import asked
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,7 @@ class MergeDelta(Pass):
         tensor = value.const_value
         if tensor is None or not tensor.dtype.is_floating_point() or value.is_graph_input():
             return False
-        name = value.name or ""
-        asked = not self.only or any(fnmatchcase(name, pattern) for pattern in self.only)
-        return asked and not any(fnmatchcase(name, pattern) for pattern in self.skip)
+        return asked((value.name or "",), self.only, self.skip)
 
     def _chosen(self, delta: "_Delta", context: Context) -> tuple[Mapping[str, float], tuple[str, ...]]:
         """Return the `q` of each matrix of a tuned model by the name that it has there, and what there is to say."""

@@ -10,12 +10,13 @@ import onnx_ir as ir
 
 from bevel.errors import UsageError
 from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
+from bevel.passes.choice import chosen_layers
 from bevel.passes.fitting.layers import Layer
 from bevel.passes.fitting.second_order import SecondOrder
 from bevel.passes.sparsity.masks import lowest, wanted
 from bevel.passes.sparsity.slopes import by_slope, energy
 from bevel.passes.sparsity.tiles import Tile, errors_alone, refit
-from bevel.passes.sparsity.zeros import Ledger, chosen, orders, output_error, put, put_lazily, tensor_of, walk
+from bevel.passes.sparsity.zeros import Ledger, orders, output_error, put_lazily, walk
 
 Array = np.ndarray[Any, Any]
 
@@ -68,7 +69,7 @@ class PruneTiles(Pass):
     def run(self, model: ir.Model, context: Context) -> Outcome:
         """Score all layers if they share a budget, then zero one after the other."""
         context = replace(context, samples=self.samples)
-        found, left = chosen(model, self.only, self.skip)
+        found, left = chosen_layers(model, self.only, self.skip)
         counts = self._counts(model, found, context) if self.allocation == "slope" and found else None
         ledger = Ledger()
         looks = self.method != "magnitude" or self.refit
@@ -88,7 +89,7 @@ class PruneTiles(Pass):
         return dict(zip(owners, by_slope(slopes, sizes, self.sparsity), strict=True))
 
     def _zero(self, layer: Layer, second: Array | None, counts: Mapping[ir.Value, int] | None, ledger: Ledger) -> None:
-        source, tile, each = tensor_of(layer), self._tile(layer), orders(second)
+        source, tile, each = layer.tensor, self._tile(layer), orders(second)
         original, error = layer.content(source), np.nan
         scores = self._scores(original, each, tile)
         count = _share(self.sparsity, scores.size) if counts is None else counts[layer.weight]
@@ -97,7 +98,7 @@ class PruneTiles(Pass):
             put_lazily(layer, partial(_smallest_dropped, tile, count))
         else:
             weights = refit(original, dropped, each, tile) if self.refit else np.where(dropped, 0.0, original)
-            put(layer, weights)
+            layer.put(weights)
             error = output_error(original, weights, second)
         ledger.note(layer, source, int(dropped.sum()), error, places=scores.size)
 

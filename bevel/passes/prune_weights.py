@@ -9,13 +9,14 @@ import onnx_ir as ir
 
 from bevel.errors import UsageError
 from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
+from bevel.passes.choice import chosen_layers
 from bevel.passes.fitting.layers import Layer
 from bevel.passes.fitting.second_order import SecondOrder
 from bevel.passes.sparsity.feedback import BLOCK, factor, prune
 from bevel.passes.sparsity.masks import lowest, lowest_by_output, lowest_of_every, wanted
 from bevel.passes.sparsity.slopes import counts_by_slope, curve, energy
 from bevel.passes.sparsity.swaps import Local
-from bevel.passes.sparsity.zeros import Ledger, chosen, orders, output_error, put, put_lazily, tensor_of, walk
+from bevel.passes.sparsity.zeros import Ledger, orders, output_error, put_lazily, walk
 
 Array = np.ndarray[Any, Any]
 
@@ -80,7 +81,7 @@ class PruneWeights(Pass):
     def run(self, model: ir.Model, context: Context) -> Outcome:
         """Divide the zeros among the layers, then write them into one after the other."""
         context = replace(context, samples=self.samples)
-        found, left = chosen(model, self.only, self.skip)
+        found, left = chosen_layers(model, self.only, self.skip)
         shares = self._shares(model, found, context)
         ledger = Ledger()
         looks = self.method != "magnitude" or self.swaps + self.refit > 0
@@ -115,17 +116,17 @@ class PruneWeights(Pass):
         return scores
 
     def _by_size(self, layer: Layer, share: float, ledger: Ledger) -> None:
-        source = tensor_of(layer)
+        source = layer.tensor
         put_lazily(layer, lambda weights: np.where(self._lowest(weights**2, share), 0.0, weights))
         ledger.note(layer, source, self._wanted(layer.content(source).shape, share))
 
     def _by_error(self, layer: Layer, second: Array, share: float, ledger: Ledger) -> None:
-        source, each = tensor_of(layer), orders(second)
+        source, each = layer.tensor, orders(second)
         original = layer.content(source)
         weights, dropped = self._pruned(original, each, share)
         for group, moment in enumerate(each if self.swaps or self.refit else ()):
             self._improve(original[group], weights[group], dropped[group], moment.damped)
-        put(layer, weights)
+        layer.put(weights)
         ledger.note(layer, source, self._wanted(original.shape, share), output_error(original, weights, second))
 
     def _pruned(self, original: Array, each: list[SecondOrder], share: float) -> tuple[Array, Array]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -18,6 +17,7 @@ from bevel.ir.transform import Move, check, fold, move
 from bevel.passes.base import SAMPLES, Context, Doc, Outcome, Pass, Preserving, Promise, Range
 from bevel.passes.choice import choose, left_out
 from bevel.passes.fitting.layers import layers
+from bevel.passes.patterns import matches
 from bevel.passes.rotation.covariance import covariances, principal
 from bevel.passes.rotation.orthogonal import hadamard, mean_first, uniform
 
@@ -85,11 +85,7 @@ class Rotate(Pass):
         """Put products in front of the layers that are named, and return how many."""
         if not self.online:
             return 0
-        named = [
-            layer
-            for layer in layers(model)
-            if any(fnmatchcase(layer.weight.name or "", pattern) for pattern in self.online)
-        ]
+        named = [layer for layer in layers(model) if matches([layer.weight.name or ""], self.online)]
         if not named:
             raise UsageError(f"no weight of a layer matches {','.join(self.online)}", where="online")
         sizes = {layer.node: layer.sizes[layer.in_axis] for layer in named}

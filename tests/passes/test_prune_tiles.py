@@ -8,7 +8,6 @@ from bevel.passes.fitting.layers import layers
 from bevel.passes.fitting.second_order import SecondOrder
 from bevel.passes.prune_tiles import PruneTiles
 from bevel.passes.sparsity.tiles import Tile, errors_alone, refit
-from bevel.passes.sparsity.zeros import tensor_of
 from bevel.testing import check_pass
 from tests.graphs import graph, mlp
 from tests.passes.test_prune_weights import (
@@ -58,7 +57,7 @@ def test_the_taps_of_a_kernel_go_together(tile):
     bevel.optimize(model, PruneTiles(tile=tile, method="obs", refit=True), calibration=images())
     outputs, inputs = map(int, tile.split("x"))
     for layer in layers(model):
-        for matrix in layer.matrices(tensor_of(layer).numpy()):
+        for matrix in layer.matrices(layer.tensor.numpy()):
             empty, full, total = whole_tiles(matrix, outputs, inputs * layer.taps)
             assert empty + full == total, layer.weight.name
     assert zeros(weight(model, "plain")) == 144

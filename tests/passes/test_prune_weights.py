@@ -14,7 +14,7 @@ from bevel.passes.prune_weights import PruneWeights
 from bevel.passes.sparsity.feedback import factor, prune
 from bevel.passes.sparsity.masks import lowest, lowest_by_output, lowest_of_every, wanted
 from bevel.passes.sparsity.swaps import Local
-from bevel.passes.sparsity.zeros import Ledger, deflated, put_lazily, tensor_of
+from bevel.passes.sparsity.zeros import Ledger, deflated, put_lazily
 from bevel.testing import check_pass
 from tests.graphs import graph, mlp, snapshot
 
@@ -89,7 +89,7 @@ def test_a_pattern_holds_in_every_row_of_every_group(method, pattern, count, of)
     model = graph(CONVOLUTIONS, KERNELS)
     bevel.optimize(model, PruneWeights(method=method, pattern=pattern, swaps=3, refit=2), calibration=images())
     for layer in layers(model):
-        rows = layer.matrices(tensor_of(layer).numpy())
+        rows = layer.matrices(layer.tensor.numpy())
         whole = rows.shape[-1] // of * of
         groups = rows[..., :whole].reshape(-1, of)
         assert np.all((groups == 0).sum(1) == count)
@@ -316,7 +316,7 @@ def test_long_weights_are_judged_by_a_part(monkeypatch):
 def test_too_few_zeros_break_the_promise():
     model = wide()
     (layer,) = layers(model)
-    source = tensor_of(layer)
+    source = layer.tensor
     put_lazily(layer, lambda weights: np.where(lowest(weights**2, 599), 0.0, weights))
     with pytest.raises(PromiseBroken, match="599 zeros, not 600"):
         Ledger().note(layer, source, 600)

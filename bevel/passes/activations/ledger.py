@@ -1,11 +1,12 @@
 """What became of each layer, in words."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
 from bevel.passes.activations.errors import decibel
 from bevel.passes.activations.sites import Site
+from bevel.passes.sentences import by_reason, listed
 
 MOST_NAMED: Final = 8
 
@@ -30,28 +31,18 @@ class Ledger:
     @property
     def worst(self) -> tuple[str, ...]:
         """The layers whose own output is farthest off."""
-        order = sorted(self.errors, key=lambda name: -self.errors[name])
-        return tuple(order[:MOST_NAMED])
+        return tuple(self._order[:MOST_NAMED])
+
+    @property
+    def _order(self) -> list[str]:
+        return sorted(self.errors, key=lambda name: -self.errors[name])
 
     def notes(self) -> Iterator[str]:
         """Say how many layers compute in 8 bits, what they lose, and which do not."""
         yield f"{len(self.errors)} of {len(self.errors) + len(self.left)} layers compute in 8 bits"
         if self.errors:
-            shown = (f"{name} {self.errors[name]:.2g} ({decibel(self.errors[name])})" for name in self.worst)
-            yield f"relative error of a layer's own output, worst first: {', '.join(shown)}{more(self.errors)}"
+            shown = [f"{name} {self.errors[name]:.2g} ({decibel(self.errors[name])})" for name in self._order]
+            yield f"relative error of a layer's own output, worst first: {listed(shown, MOST_NAMED)}"
         yield from self.remarks
         for why, names in by_reason(self.left).items():
-            yield f"left in floats: {', '.join(names[:MOST_NAMED])}{more(names)}: {why}"
-
-
-def by_reason(left: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return the names for each reason."""
-    reasons: dict[str, list[str]] = {}
-    for name, why in left.items():
-        reasons.setdefault(why, []).append(name)
-    return reasons
-
-
-def more(names: Sequence[str] | Mapping[str, float]) -> str:
-    """Say how many names were not listed."""
-    return f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+            yield f"left in floats: {listed(names, MOST_NAMED)}: {why}"

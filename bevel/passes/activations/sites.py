@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property
 from math import inf
 from typing import Any, Final
@@ -13,6 +12,7 @@ import onnx_ir as ir
 from bevel.ir.canonical.constants import known
 from bevel.passes.activations.grids import Range
 from bevel.passes.fitting.layers import BIAS, CONV, GEMM, MATMUL, Layer, layers
+from bevel.passes.patterns import asked
 
 Array = np.ndarray[Any, Any]
 
@@ -126,18 +126,13 @@ def sites(
     left: dict[str, str] = {}
     for number, layer in enumerate(layers(model)):
         site = Site(number, layer)
-        if (only and not _matches(layer, only)) or _matches(layer, skip):
+        if not asked(layer.names, only, skip):
             continue
         if why := _unfit(site, operators, depthwise):
             left[site.name] = why
         else:
             found.append(site)
     return found, left
-
-
-def _matches(layer: Layer, patterns: Sequence[str]) -> bool:
-    names = (layer.weight.name or "", layer.node.name or "")
-    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
 def _unfit(site: Site, operators: Sequence[str], depthwise: bool) -> str:

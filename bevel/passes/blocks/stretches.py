@@ -1,12 +1,12 @@
 """Which blocks or layers of a model a pass works on, and what it says about the others."""
 
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
 from typing import Literal
 
 from bevel.errors import EditRefused, UsageError, nearest
 from bevel.ir.repetition import Layer, layers, singles
 from bevel.ir.residual import Blocks
+from bevel.passes.patterns import asked
 
 Unit = Literal["block", "layer"]
 
@@ -26,7 +26,7 @@ def wanted(blocks: Blocks, unit: Unit, only: Sequence[str], skip: Sequence[str],
         )
     found = layers(blocks.innermost) if unit == "layer" else singles(blocks.innermost)
     names = {layer: set(_names(layer)) for layer in found}
-    taken = [layer for layer in found if (not only or _match(names[layer], only)) and not _match(names[layer], skip)]
+    taken = [layer for layer in found if asked(names[layer], only, skip)]
     if not taken:
         raise UsageError(
             f"no {unit} is asked for", where=where, remedy=nearest(" ".join(only), [layer.name for layer in found])
@@ -41,10 +41,6 @@ def _names(layer: Layer) -> Iterator[str]:
         for node in block.nodes:
             yield node.name or ""
             yield from (value.name or "" for value in node.inputs if value is not None)
-
-
-def _match(names: set[str], patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
 
 
 def refusals(blocks: Blocks) -> list[str]:

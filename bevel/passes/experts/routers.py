@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from bevel.ir.split import Parts
 from bevel.passes.experts.writing import Writer, loosen
-from bevel.passes.fitting.layers import Layer, layers, rounded
+from bevel.passes.fitting.layers import Layer, hold, layers
 from bevel.passes.fitting.shift import bias_of
 
 Array = np.ndarray[Any, Any]
@@ -106,14 +106,9 @@ def normalized(parts: Parts, entries: Array, like: Array) -> ir.Model:
 def _normalize(layer: Layer, length: float) -> None:
     matrices, bias = layer.content(), bias_of(layer)
     norms = np.maximum(np.linalg.norm(matrices, axis=2, keepdims=True), 1e-12)
-    _put(layer.weight, layer.array(matrices / norms))
+    hold(layer.weight, layer.array(matrices / norms))
     if bias is not None and bias.const_value is not None:
-        _put(bias, bias.const_value.numpy() / norms.ravel() / length)
-
-
-def _put(value: ir.Value, array: Array) -> None:
-    assert value.const_value is not None
-    value.const_value = ir.tensor(rounded(value.const_value, array), name=value.name)
+        hold(bias, bias.const_value.numpy() / norms.ravel() / length)
 
 
 def unit_rows(rows: Array) -> Array:

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import onnx_ir as ir
 
 from bevel.passes.base import Runtime
 from bevel.passes.experts.emission import Mixture, decide
 from bevel.passes.experts.evidence import Evidence
 from bevel.passes.experts.fits import choices
-from bevel.passes.fitting.layers import Layer, layers, rounded
+from bevel.passes.fitting.layers import Layer, hold, layers
 from bevel.passes.fitting.second_order import Damped, SecondOrder
 from bevel.passes.fitting.shift import bias_of
 
@@ -164,14 +163,9 @@ def write(evidence: Evidence, fitted: Fitted) -> None:
     assert layer is not None
     bias, weight = bias_of(layer), layer.weight
     assert weight.const_value is not None
-    _put(weight, layer.array(fitted.down.T[None]))
+    hold(weight, layer.array(fitted.down.T[None]))
     if bias is not None and bias.const_value is not None:
-        _put(bias, bias.const_value.numpy() + fitted.shift)
-
-
-def _put(value: ir.Value, array: Array) -> None:
-    assert value.const_value is not None
-    value.const_value = ir.tensor(rounded(value.const_value, array), name=value.name)
+        hold(bias, bias.const_value.numpy() + fitted.shift)
 
 
 def sharing(variations: Array, experts: int, most: int) -> int:

@@ -14,7 +14,6 @@ from bevel.passes.allocation.programming import knapsack
 from bevel.passes.allocation.slope import descent
 from bevel.passes.factoring.factors import losses
 from bevel.passes.fitting.layers import KERNELS, Layer
-from bevel.passes.sparsity.zeros import tensor_of
 
 Array = np.ndarray[Any, Any]
 By: TypeAlias = Literal["uniform", "slope", "milp"]
@@ -71,7 +70,7 @@ def _unit(layer: Layer, metric: Metric) -> float:
     if metric == "parameters":
         return 1.0
     if metric == "bytes":
-        return tensor_of(layer).dtype.itemsize
+        return layer.tensor.dtype.itemsize
     return (macs(layer.node) or 0) / _size(layer)
 
 

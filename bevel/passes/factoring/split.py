@@ -10,7 +10,6 @@ from bevel.ir.names import Names
 from bevel.ir.resize import add_initializer
 from bevel.passes.fitting.layers import CONV, CONV_TRANSPOSE, DATA, GEMM, MATMUL, WEIGHT, Layer, rounded
 from bevel.passes.fitting.unfold import GEOMETRY
-from bevel.passes.sparsity.zeros import tensor_of
 
 Array = np.ndarray[Any, Any]
 
@@ -29,7 +28,7 @@ def split(layer: Layer, up: Array, down: Array, names: Names) -> None:
     assert isinstance(graph, ir.Graph) and weight.name is not None
     first, second = _arrays(layer, up, down)
     shape = _shape(layer, up.shape[0] * up.shape[2])
-    tensors = [ir.tensor(rounded(tensor_of(layer), array)) for array in (first, second)]
+    tensors = [ir.tensor(rounded(layer.tensor, array)) for array in (first, second)]
     low, high = (
         add_initializer(graph, f"{weight.name}.{part}", tensor, names)
         for part, tensor in zip(("down", "up"), tensors, strict=True)

@@ -46,6 +46,11 @@ class Layer:
         return weight
 
     @property
+    def names(self) -> tuple[str, str]:
+        """What patterns match: the name of the weight, and that of the node."""
+        return self.weight.name or "", self.node.name or ""
+
+    @property
     def bias(self) -> ir.Value | None:
         """What the node itself adds, if anything."""
         return self.node.inputs[BIAS] if len(self.node.inputs) > BIAS else None
@@ -92,9 +97,7 @@ class Layer:
 
     def content(self, tensor: ir.TensorProtocol | None = None) -> Array:
         """Return the weight, or one that it had before, as matrices of double precision, the caller's own."""
-        tensor = tensor or self.weight.const_value
-        assert tensor is not None
-        with content(tensor) as array:
+        with content(tensor or self.tensor) as array:
             return np.array(self.matrices(array), np.float64)
 
     def array(self, matrices: Array) -> Array:
@@ -108,16 +111,32 @@ class Layer:
         return first if self.in_axis else first.T
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """The weight's shape."""
+    def tensor(self) -> ir.TensorProtocol:
+        """What the weight holds now."""
         tensor = self.weight.const_value
         assert tensor is not None
-        return tuple(tensor.shape.numpy())
+        return tensor
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The weight's shape."""
+        return tuple(self.tensor.shape.numpy())
+
+    def put(self, matrices: Array) -> None:
+        """Give the layer weights `[groups, out, in]`, rounded to the type it has."""
+        hold(self.weight, self.array(matrices))
 
 
 def rounded(tensor: ir.TensorProtocol, array: Array) -> Array:
     """Return an array as the type of a tensor holds it."""
     return np.ascontiguousarray(array).astype(tensor.dtype.numpy())
+
+
+def hold(value: ir.Value, array: Array) -> None:
+    """Let an initializer hold an array, rounded to the type it has."""
+    tensor = value.const_value
+    assert tensor is not None
+    value.const_value = ir.Tensor(rounded(tensor, array), dtype=tensor.dtype, name=value.name)
 
 
 def layers(model: ir.Model) -> list[Layer]:

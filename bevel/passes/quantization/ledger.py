@@ -15,6 +15,7 @@ from bevel.passes.quantization.kernels import ACCURACY, Kernel, Shared
 from bevel.passes.quantization.standard import Dequantized
 from bevel.passes.quantization.targets import Target
 from bevel.passes.quantization.writing import Stored
+from bevel.passes.sentences import by_reason, listed
 
 # How many weights are named before the rest are counted.
 NAMED: Final = 4
@@ -82,8 +83,8 @@ class Ledger:
         else:
             yield "no weight was quantized"
         yield from self._stored()
-        for why, names in _by_reason(self.left).items():
-            yield f"left alone, {why}: {listed(names)}"
+        for why, names in by_reason(self.left).items():
+            yield f"left alone, {why}: {listed(names, NAMED)}"
         yield from self._errors("weight", {each.name: each.error for each in self.entries})
         yield from self._errors("layer's output", {each.name: each.output_error for each in self.entries})
 
@@ -99,9 +100,9 @@ class Ledger:
         slow = {
             each.name: each.why for each in self.entries if not isinstance(each.form, Kernel | Shared | Dequantized)
         }
-        for why, names in _by_reason(slow).items():
+        for why, names in by_reason(slow).items():
             reason = f", {why}" if why else ""
-            yield f"small in the file, floats again when loaded{reason}: {listed(names)}"
+            yield f"small in the file, floats again when loaded{reason}: {listed(names, NAMED)}"
 
     def _errors(self, what: str, errors: Mapping[str, float]) -> Iterator[str]:
         known = {name: error for name, error in errors.items() if error >= 0}
@@ -114,20 +115,3 @@ class Ledger:
         """The weights that lost most, the worst first."""
         known = [(each.error, each.name) for each in self.entries if each.error >= 0]
         return tuple(f"{name} (relative error {error:.2g})" for error, name in sorted(known, reverse=True)[:WORST])
-
-
-def listed(names: list[str]) -> str:
-    """Name some, count the rest.
-
-    >>> listed(["a", "b", "c", "d", "e", "f"])
-    'a, b, c, d and 2 more'
-    """
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def _by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for name, why in reasons.items():
-        found.setdefault(why, []).append(name)
-    return found

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from bevel.passes.allocation.menu import Menu
 from bevel.passes.allocation.programming import knapsack
 from bevel.passes.base import Context
-from bevel.passes.fitting.layers import Layer
+from bevel.passes.fitting.layers import Layer, hold
 from bevel.passes.fitting.moments import moments
 from bevel.passes.formats import Quantized
 from bevel.passes.outputs import COMPARED, Outputs
@@ -122,9 +122,7 @@ def feelings(outputs: Outputs, offers: Sequence[Offer], context: Context) -> lis
             own = _relative(matrix, quantized.decode())
 
         def swap(clone: ir.Model, offer: Offer = offer, quantized: Quantized = quantized) -> None:
-            weight = clone.graph.initializers[offer.target.name]
-            array = quantized.decode().reshape(offer.target.shape).astype(offer.target.tensor.dtype.numpy())
-            weight.const_value = ir.Tensor(array, dtype=offer.target.tensor.dtype, name=weight.name)
+            hold(clone.graph.initializers[offer.target.name], quantized.decode().reshape(offer.target.shape))
 
         found.append(outputs.error(swap, COMPARED) ** 2 / own if own else 0.0)
     context.progress("sensitivity", len(offers), len(offers))

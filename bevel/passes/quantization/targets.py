@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, Final
 
@@ -12,6 +11,7 @@ import onnx_ir as ir
 
 from bevel.ir.content import content
 from bevel.passes.fitting.layers import CONV_TRANSPOSE, Layer, layers
+from bevel.passes.patterns import asked
 
 Array = np.ndarray[Any, Any]
 
@@ -88,7 +88,7 @@ def found(model: ir.Model, only: Sequence[str], skip: Sequence[str]) -> tuple[li
     for target in _candidates(model):
         readers.setdefault(target.weight, []).append(target)
     for same in readers.values():
-        if all(_asked(target, only, skip) for target in same):
+        if all(asked((target.name, target.node.name or ""), only, skip) for target in same):
             why = _objection(same)
             if why:
                 left[same[0].name] = why
@@ -119,15 +119,6 @@ def _is_table(node: ir.Node, table: ir.Value) -> bool:
     assert tensor is not None
     rows = len(tensor.shape) == 2 and node.attributes.get_int("axis", 0) in (0, -2)
     return rows and tensor.dtype.is_floating_point() and not table.is_graph_input()
-
-
-def _asked(target: Target, only: Sequence[str], skip: Sequence[str]) -> bool:
-    names = (target.name, target.node.name or "")
-
-    def matches(patterns: Sequence[str]) -> bool:
-        return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
-
-    return (not only or matches(only)) and not matches(skip)
 
 
 def _objection(readers: Sequence[Target]) -> str:

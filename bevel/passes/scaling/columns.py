@@ -6,13 +6,12 @@ import numpy as np
 
 from bevel.ir.content import content
 from bevel.passes.fitting.layers import Layer
-from bevel.passes.sparsity.zeros import tensor_of
 
 Array = np.ndarray[Any, Any]
 
 
 def columns(layer: Layer) -> Array:
     """Return the largest magnitude among the weights of each input channel, in the order of the layer's input."""
-    with content(tensor_of(layer)) as array:
+    with content(layer.tensor) as array:
         matrices = np.abs(layer.matrices(array).astype(np.float64))
     return np.asarray(matrices.max(1).reshape(-1, layer.taps).max(1))

@@ -8,7 +8,6 @@ multiply the same weight are combined, too.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from itertools import combinations
 from typing import Any, Final
 
@@ -24,6 +23,7 @@ from bevel.ir.symmetry import Motion
 from bevel.ir.transform import Move, move
 from bevel.passes.choice import MOST_REASONS
 from bevel.passes.fitting.layers import Layer, layers
+from bevel.passes.patterns import asked
 
 Array = np.ndarray[Any, Any]
 
@@ -132,16 +132,12 @@ def _direction(analysis: Analysis, group: Group, motion: Motion) -> Direction:
 
 def _asked(each: Direction, only: Sequence[str], skip: Sequence[str]) -> bool:
     names = {each.group.name, *(place.value.name or "" for place in each.motion.initializers)}
-    return (not only or _match(names, only)) and not _match(names, skip)
+    return asked(names, only, skip)
 
 
 def _motions(group: Group) -> list[Motion]:
     basis = group.motions(Freedom.SCALE)
     return [*basis, *_combined(basis)]
-
-
-def _match(names: set[str], patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
 def _combined(basis: Sequence[Motion]) -> Iterator[Motion]:

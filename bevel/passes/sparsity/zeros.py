@@ -3,7 +3,6 @@
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from math import nan, sqrt
 from statistics import median
 from typing import Any, Final
@@ -15,7 +14,7 @@ from bevel.errors import PromiseBroken
 from bevel.ir.content import content
 from bevel.ir.cost import cost
 from bevel.passes.base import Context
-from bevel.passes.fitting.layers import Layer, layers, rounded
+from bevel.passes.fitting.layers import Layer, rounded
 from bevel.passes.fitting.moments import moments
 from bevel.passes.fitting.second_order import SecondOrder
 
@@ -104,23 +103,6 @@ def deflated(array: Array) -> float:
     return len(zlib.compress(part.tobytes(), LEVEL)) * (flat.size / part.size) if part.size else 0.0
 
 
-def chosen(model: ir.Model, only: Sequence[str], skip: Sequence[str]) -> tuple[list[Layer], tuple[str, ...]]:
-    """Return the layers whose weights may get zeros, and why others may not; patterns match weights and nodes."""
-    asked = [layer for layer in layers(model) if _asked(layer, only, skip)]
-    alone = [layer for layer in asked if len(layer.weight.uses()) == 1 and not layer.weight.is_graph_output()]
-    tied = {layer.weight.name for layer in asked} - {layer.weight.name for layer in alone}
-    return alone, (f"left alone: {', '.join(sorted(map(str, tied)))}, used more than once",) if tied else ()
-
-
-def _asked(layer: Layer, only: Sequence[str], skip: Sequence[str]) -> bool:
-    names = (layer.weight.name or "", layer.node.name or "")
-
-    def matches(patterns: Sequence[str]) -> bool:
-        return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
-
-    return (not only or matches(only)) and not matches(skip)
-
-
 def walk(
     model: ir.Model, found: Sequence[Layer], context: Context, *, looks: bool
 ) -> Iterator[tuple[Layer, Array | None]]:
@@ -137,28 +119,15 @@ def orders(second: Array | None) -> list[SecondOrder]:
     return [] if second is None else [SecondOrder(group) for group in second]
 
 
-def put(layer: Layer, weights: Array) -> None:
-    """Give a layer weights `[groups, out, in]`, rounded to the type it has."""
-    tensor, name = tensor_of(layer), layer.weight.name
-    layer.weight.const_value = ir.Tensor(rounded(tensor, layer.array(weights)), dtype=tensor.dtype, name=name)
-
-
 def put_lazily(layer: Layer, compute: Callable[[Array], Array]) -> None:
     """Give a layer weights that are computed from the ones it has when they are read."""
-    tensor, name = tensor_of(layer), layer.weight.name
+    tensor, name = layer.tensor, layer.weight.name
 
     def read() -> ir.TensorProtocol:
         array = rounded(tensor, layer.array(compute(layer.content(tensor))))
         return ir.Tensor(array, dtype=tensor.dtype, name=name)
 
     layer.weight.const_value = ir.LazyTensor(read, dtype=tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name)
-
-
-def tensor_of(layer: Layer) -> ir.TensorProtocol:
-    """Return the tensor of a layer's weight."""
-    tensor = layer.weight.const_value
-    assert tensor is not None
-    return tensor
 
 
 def output_error(original: Array, weights: Array, second: Array) -> float:
