@@ -13,6 +13,7 @@ from bevel.ir import transform as room
 from bevel.ir.coupling import Freedom
 from bevel.ir.groups import Analysis, analyse
 from bevel.ir.mixing import keeping_mean
+from bevel.ir.symmetry import Symmetry
 from bevel.ir.transform import Move, move, rotate, scale, transform
 from bevel.passes.base import REASSOCIATION_RTOL
 from tests import zoo
@@ -34,13 +35,13 @@ stream (float[n, 5] x) => (float[n, 4] y) {
   s = MatMul (x, table)
   a = LayerNormalization (s, gain, shift)
   b = MatMul (a, up)
-  c = Gelu_like (b)
+  c = Sigmoid (b)
   d = MatMul (c, down)
   e = Add (s, d)
   f = LayerNormalization (e, last)
   y = MatMul (f, head)
 }
-""".replace("Gelu_like", "Sigmoid")
+"""
 STREAM_WEIGHTS = {
     **{"table": (5, 8), "gain": (8,), "shift": (8,), "up": (8, 12)},
     **{"down": (12, 8), "last": (8,), "head": (8, 4)},
@@ -187,9 +188,10 @@ def turned(model: ir.Model) -> ir.Model:
     return model
 
 
-def with_gain(values: list[float], between: str = "Sigmoid") -> ir.Model:
-    model = graph(STREAM.replace("Sigmoid", between), STREAM_WEIGHTS)
-    model.graph.initializers["gain"].const_value = ir.tensor(np.array(values, np.float32), name="gain")
+def with_gain(values: list[float], **more: np.ndarray) -> ir.Model:
+    model = graph(STREAM, STREAM_WEIGHTS)
+    for name, array in {"gain": np.array(values), **more}.items():
+        model.graph.initializers[name].const_value = ir.tensor(array.astype(np.float32), name=name)
     return model
 
 
@@ -208,10 +210,27 @@ def test_a_gain_of_zero_is_refused() -> None:
         turned(with_gain([1, 0, 3, 4, 5, 6, 7, 8]))
 
 
-def test_negative_gains_do_not_pass_a_relu() -> None:
+def test_a_scale_may_be_negative_where_nothing_wants_positive_factors() -> None:
+    weights = {"up": (6, 8), "bias": (8,), "down": (8, 3)}
+    for between, signed in (("Relu", False), ("Neg", True)):
+        group = analyse(graph(FEED_FORWARD.replace("Relu", between), weights))["up[1]"]
+        (motion,) = group.motions("scale")
+        assert group.symmetry.signed(motion) is signed
+
+
+def test_negative_gains_are_refused_where_only_positive_factors_pass(monkeypatch) -> None:
+    monkeypatch.setattr(Symmetry, "signed", lambda self, motion: False)
+    turned(with_gain([1, 2, 3, 4, 5, 6, 7, 8], last=np.ones(8)))
+    with pytest.raises(EditRefused, match="'gain' has negative entries"):
+        turned(with_gain([1, -2, 3, -4, 5, 6, 7, 8], last=np.ones(8)))
+
+
+def test_a_stream_that_a_relu_reads_does_not_turn() -> None:
     text = STREAM.replace("b = MatMul (a, up)", "r = Relu (a)  b = MatMul (r, up)")
-    model = graph(text, STREAM_WEIGHTS)
-    assert not analyse(model)["table[1]"].allows("rotate")  # a rotation would have to pass the Relu itself
+    assert not analyse(graph(text, STREAM_WEIGHTS))["table[1]"].allows("rotate")
+
+
+def test_a_product_with_weights_is_a_gain() -> None:
     text = """
     gained (float[n, 5] x) => (float[n, 4] y) {
       s = MatMul (x, table)
