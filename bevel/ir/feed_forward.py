@@ -19,9 +19,10 @@ import onnx_ir as ir
 from bevel.errors import EditRefused
 from bevel.ir.action import Action
 from bevel.ir.axes import Axis, Dim, atoms, resolve
-from bevel.ir.coupling import FREE, find_action
+from bevel.ir.coupling import FREE
 from bevel.ir.groups import Analysis, Group
-from bevel.ir.site import Opaque, Site, Summation
+from bevel.ir.site import Site, Summation
+from bevel.ir.symmetry import action_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -331,13 +332,7 @@ class _Reading:
         return bool(terms) and once and not action.positive and all(read.isdisjoint(term.over) for term in terms)
 
     def _action(self, node: ir.Node) -> Action:
-        acts = find_action(node.domain, node.op_type)
-        if isinstance(acts, Action):
-            return acts
-        try:
-            return acts(Site(node, self.facts, self.analysis.model.opset_imports.get(node.domain, 1)))
-        except Opaque:
-            return Action()
+        return action_of(Site(node, self.facts, self.analysis.model.opset_imports.get(node.domain, 1)))
 
 
 def _carriers(nodes: Sequence[ir.Node], weights: Sequence[ir.Value]) -> Iterator[ir.Value]:

@@ -85,7 +85,7 @@ class Symmetry:
         """Say whether a scale may be negative too: nothing that it crosses is linear for positive factors only."""
         values = {each.value for each in motion.exponents}
         nodes = {node for value in values for node in (value.producer(), *(use.node for use in value.uses())) if node}
-        return not any(_action(self._site(node)).positive for node in nodes)
+        return not any(action_of(self._site(node)).positive for node in nodes)
 
     def _site(self, node: ir.Node) -> Site:
         return Site(node, self._facts, self._model.opset_imports.get(node.domain, 1))
@@ -173,7 +173,7 @@ class _Reading:
         if bodies := [each.as_graph() for each in node.attributes.values() if each.type is ir.AttributeType.GRAPH]:
             self._still_around(node, bodies)
             return
-        action = _action(site)
+        action = action_of(site)
         if action.blind:
             return
         for strand in strands(site):
@@ -187,7 +187,7 @@ class _Reading:
 
     def _sums_away(self, node: ir.Node, dim: Dim) -> bool:
         site = Site(node, self.facts, self.model.opset_imports.get(node.domain, 1))
-        return _action(site) == LINEAR and not any(each.outputs for each in strands(site) if each.dim is dim)
+        return action_of(site) == LINEAR and not any(each.outputs for each in strands(site) if each.dim is dim)
 
     def _still_around(self, node: ir.Node, bodies: Sequence[ir.Graph]) -> None:
         """Let nothing pass into or out of the graphs inside a node."""
@@ -202,7 +202,8 @@ class _Reading:
             along.equations.append(Equation(MOTIONS, ((occurrence, 1),), why))
 
 
-def _action(site: Site) -> Action:
+def action_of(site: Site) -> Action:
+    """Return how a node acts on numbers; nothing passes one that its rule cannot read."""
     found = find_action(site.node.domain, site.node.op_type)
     if isinstance(found, Action):
         return found
