@@ -1,5 +1,8 @@
 """Small models from ONNX text, with seeded weights."""
 
+import sys
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -37,3 +40,20 @@ def mlp(seed: int = 0) -> ir.Model:
 
 def snapshot(model: ir.Model) -> bytes:
     return ir.to_proto(model).SerializeToString(deterministic=True)
+
+
+def calls(run: Callable[[], object]) -> int:
+    """Count the calls that Python code makes in a run: how much work it is, the same on every machine."""
+    count = 0
+
+    def counted(_frame: object, event: str, _argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(counted)
+    try:
+        run()
+    finally:
+        sys.setprofile(before)
+    return count

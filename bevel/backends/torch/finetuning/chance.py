@@ -19,7 +19,9 @@ def seed_everything(seed: int, stream: int = 0, own: Sequence[torch.Generator] =
     mixed = int(np.random.SeedSequence((seed, stream)).generate_state(1)[0])
     random.seed(mixed)
     np.random.seed(mixed)  # the legacy generator is the one that transforms of data draw from
-    torch.manual_seed(mixed)
+    torch.default_generator.manual_seed(mixed)  # torch.manual_seed notes the call's stack for each absent device
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(mixed)
     for generator in own:
         generator.manual_seed(mixed)
 
