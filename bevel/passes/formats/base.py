@@ -58,9 +58,19 @@ class Format(ABC):
     def values(self, codes: Array, grid: Grid) -> Array:
         """Return what codes stand for, in single precision."""
 
+    def units(self, blocks: Array, grid: Grid) -> Array:
+        """Return what the nearest codes of elements stand for with a scale of one, an array of its own."""
+        return self.values(self.codes(blocks, grid), Grid(np.ones_like(grid.scale), grid.zero))
+
     def rounded(self, blocks: Array, grid: Grid) -> Array:
         """Return what the nearest codes of elements stand for, an array of its own."""
-        return self.values(self.codes(blocks, grid), grid)
+        units = self.units(blocks, grid)
+        units *= grid.scale
+        return units
+
+    def encoded(self, blocks: Array, grid: Grid, to: Array) -> None:
+        """Write the nearest code of each element into an array of bytes."""
+        to[...] = self.codes(blocks, grid)
 
     @property
     def shares_factor(self) -> bool:
@@ -107,7 +117,8 @@ class Format(ABC):
         def work(part: Part) -> None:
             piece = np.ascontiguousarray(rows[part], np.float32)
             grid = self.grid(piece, base)
-            to_codes[part], to_scale[part] = self.codes(piece, grid), grid.scale
+            self.encoded(piece, grid, to_codes[part])
+            to_scale[part] = grid.scale
             if zero is not None:
                 long_rows(zero)[part] = grid.zero
 

@@ -23,7 +23,7 @@ ENTRIES: Final = -2
 """The axis of a block's entries."""
 
 # Elements handled at once: with their temporaries they stay in the second-level cache.
-PART: Final = 1 << 17
+PART: Final = 1 << 16
 # Below so many elements, threads cost more than they save.
 WORTH_THREADS: Final = 1 << 21
 THREADS: Final = min(4, os.cpu_count() or 1)

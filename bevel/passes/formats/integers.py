@@ -11,6 +11,9 @@ from bevel.passes.formats.scales import FLOAT_BITS, POWER_BITS, POWERS, exponent
 
 Array = np.ndarray[Any, Any]
 
+# Bounds in the type of what is clipped: others are slow.
+LOWEST: Final = np.float32(0)
+
 
 @dataclass(frozen=True)
 class Integers(Format):
@@ -42,19 +45,22 @@ class Integers(Format):
         result *= grid.scale
         return result
 
-    def rounded(self, blocks: Array, grid: Grid) -> Array:
-        """Return the values of the nearest codes, without making bytes of these."""
+    def units(self, blocks: Array, grid: Grid) -> Array:
+        """Return the distance of the nearest codes from that of zero, without making bytes of them."""
         steps = self._steps(blocks, grid)
         steps -= self._zero(grid)
-        steps *= grid.scale
         return steps
+
+    def encoded(self, blocks: Array, grid: Grid, to: Array) -> None:
+        """Write the nearest codes, in one pass from the steps that they are."""
+        np.copyto(to, self._steps(blocks, grid), casting="unsafe")
 
     def _steps(self, blocks: Array, grid: Grid) -> Array:
         """Return the nearest codes as floats."""
         steps = blocks / grid.scale
         steps += self._zero(grid)  # whole: before or after rounding is the same
         np.rint(steps, out=steps)
-        np.clip(steps, 0, self.highest, out=steps)
+        np.clip(steps, LOWEST, np.float32(self.highest), out=steps)
         return steps
 
     def _zero(self, grid: Grid) -> Any:
@@ -72,7 +78,9 @@ class Symmetric(Integers):
     def grid(self, blocks: Array, base: float = 1.0) -> Grid:
         """Return scales that put the farthest element of each block on the lowest code."""
         high, low = blocks.max(ENTRIES, keepdims=True), blocks.min(ENTRIES, keepdims=True)
-        return Grid(usable(np.where(high > -low, high, low) / np.float32(-self.middle)))
+        farthest = np.where(high > -low, high, low)
+        farthest /= np.float32(-self.middle)
+        return Grid(usable(farthest))
 
 
 @dataclass(frozen=True)

@@ -39,4 +39,6 @@ def powers(exponents: Array) -> Array:
 
 def usable(scale: Array) -> Array:
     """Return scales with 1 in place of 0: in a block of zeros, any does."""
+    if scale.all():
+        return scale.astype(np.float32, copy=False)
     return np.where(scale == 0, np.float32(1), scale).astype(np.float32, copy=False)
