@@ -1,7 +1,8 @@
 """Keep weights in a few bits each, block by block."""
 
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from math import nan, sqrt
@@ -16,11 +17,13 @@ from bevel.passes.fitting.moments import moments
 from bevel.passes.formats import Format, Quantized, block_format
 from bevel.passes.formats.blocks import THREADS
 from bevel.passes.outputs import Outputs
+from bevel.passes.quantization.branches import Branched, Projection, branched
 from bevel.passes.quantization.forms import Form
 from bevel.passes.quantization.kernels import kernel
-from bevel.passes.quantization.ledger import Entry, Ledger, Result
-from bevel.passes.quantization.methods import compensating, quantized, relative_error
+from bevel.passes.quantization.ledger import Entry, Ledger, Result, units
+from bevel.passes.quantization.methods import compensating, errors, quantized, relative_error
 from bevel.passes.quantization.mixture import Choice, Offer, feelings, mixture, summary, within
+from bevel.passes.quantization.repair import Member, repaired
 from bevel.passes.quantization.standard import dequantized
 from bevel.passes.quantization.tables import SLICES, Tabled
 from bevel.passes.quantization.targets import Target, found
@@ -46,6 +49,12 @@ class QuantizeBlocks(Pass):
     layer, each with what the quantized layers before it left of its inputs. Tables of Gather, and what is read more
     than once, are then as with `clip`.
 
+    `branch=lorc` puts two thin matrices of a `rank` beside each weight, which make up for most of the error; `svdquant`
+    takes what is largest in the weight out into them first, quantizes what is left, and fits both to each other. With
+    `metric=inputs` it is the error of the layer's output on the calibration data that they make up for. They are stored
+    in half precision and counted; kernels that read the same share the first of both with `svdquant`, and what is
+    floats once it is loaded takes them in.
+
     `emit=fast` writes ONNX Runtime's MatMulNBits and GatherBlockQuantized, in the variants that are fast; products
     round activations to 8 bits too. `portable` writes standard operators: DequantizeLinear from opset 21 on where ONNX
     Runtime fuses it. What has no such form is stored as bytes and tables: small in the file, plain floats once loaded.
@@ -62,7 +71,7 @@ class QuantizeBlocks(Pass):
     Example: quantize-blocks{formats=uint2,uint4,uint8 bits=4.5 block=32 rounding=gptq}
 
     Source: Frantar et al. 2023, GPTQ; Badri and Shaji 2023, HQQ; Rouhani et al. 2023, Microscaling Data Formats; Zhao
-    et al. 2024, MixDQ (mixed formats).
+    et al. 2024, MixDQ (mixed formats); Yao et al. 2023, ZeroQuant-V2 (lorc); Li et al. 2024, SVDQuant.
     """
 
     name: ClassVar[str] = "quantize-blocks"
@@ -74,6 +83,9 @@ class QuantizeBlocks(Pass):
     axis: Annotated[Literal["in", "out", "flat"], Doc("what blocks run along")] = "in"
     block: Annotated[int, Range(0), Doc("elements that share a scale; 0 for the whole axis")] = 32
     rounding: Annotated[Literal["nearest", "clip", "hqq", "gptq"], Doc("how scales and codes are chosen")] = "nearest"
+    branch: Annotated[Literal["none", "lorc", "svdquant"], Doc("what thin matrices beside codes make up for")] = "none"
+    rank: Annotated[int, Range(1), Doc("how thin they are")] = 8
+    metric: Annotated[Literal["weights", "inputs"], Doc("whose error they make up for")] = "weights"
     emit: Annotated[Literal["fast", "portable"], Doc("operators of ONNX Runtime, or standard ones")] = "fast"
     samples: Annotated[int, Range(1), Doc("how many samples to take statistics over")] = SAMPLES
     only: Annotated[tuple[str, ...], Doc("patterns of weights or nodes to quantize; everything if empty")] = ()
@@ -125,7 +137,7 @@ class QuantizeBlocks(Pass):
         forms: dict[Target, dict[str, Form]] = {}
         for target in found(model, self.only, self.skip)[0]:
             for name in self._names:
-                form, _ = self._form(model, target, block_format(name), {})
+                form, _ = self._form(model, target, block_format(name), {}, {})
                 if form is not None and form.nbytes < target.tensor.nbytes:
                     forms.setdefault(target, {})[name] = form
         return [
@@ -141,7 +153,8 @@ class QuantizeBlocks(Pass):
         """Quantize weights in place, all of them or those that are chosen, and return what became of them."""
         targets, left = found(model, self.only, self.skip)
         tables: dict[bytes, ir.Value] = {}
-        ledger, planned = Ledger(left), []
+        projections: dict[ir.Value, Projection] = {}
+        ledger, planned = Ledger(left, repairs=self.branch != "none"), []
         for target in targets:
             name = self.format if choice is None else choice.get(target.name)
             if name is None:
@@ -149,12 +162,12 @@ class QuantizeBlocks(Pass):
                     "to keep the error below the limit" if self.bits is None else "for the outputs' sake"
                 )
                 continue
-            form, why = self._form(model, target, block_format(name), tables)
+            form, why = self._form(model, target, block_format(name), tables, projections)
             if form is None or form.nbytes >= target.tensor.nbytes:
                 left[target.name] = why if form is None else "it would not become smaller"
             else:
                 planned.append(Entry(form, why))
-        if self.rounding == "nearest" and sum(each.form.nbytes for each in planned) > KEPT:
+        if self.rounding == "nearest" and self.branch == "none" and sum(each.form.nbytes for each in planned) > KEPT:
             weights = self._streamed(planned, ledger)
         else:
             weights = self._kept(model, planned, ledger, context)
@@ -162,9 +175,22 @@ class QuantizeBlocks(Pass):
         return ledger
 
     def _form(
-        self, model: ir.Model, target: Target, fmt: Format, tables: MutableMapping[bytes, ir.Value]
+        self,
+        model: ir.Model,
+        target: Target,
+        fmt: Format,
+        tables: MutableMapping[bytes, ir.Value],
+        projections: MutableMapping[ir.Value, Projection],
     ) -> tuple[Form | None, str]:
         """Return how a weight is to be stored, and why not as wished."""
+        form, why = self._plain(model, target, fmt, tables)
+        if form is None or self.branch == "none":
+            return form, why
+        return branched(form, self.rank, projections if self.branch == "svdquant" else None), why
+
+    def _plain(
+        self, model: ir.Model, target: Target, fmt: Format, tables: MutableMapping[bytes, ir.Value]
+    ) -> tuple[Form | None, str]:
         axis, opset = target.axis(self.axis), model.opset_imports.get("", 1)
         wished: Form | str
         if self.emit == "fast":
@@ -186,28 +212,66 @@ class QuantizeBlocks(Pass):
 
     def _kept(self, model: ir.Model, planned: Sequence[Entry], ledger: Ledger, context: Context) -> Iterator[Stored]:
         """Yield weights that are computed now: those that learn from data after the others."""
-        learnt = [entry for entry in planned if self.rounding == "gptq" and _learns(entry.target)]
-        others = [entry for entry in planned if entry not in learnt]
+        learnt = [entry for entry in planned if self._learns(entry)]
+        others = units([entry for entry in planned if entry not in learnt])
         with Shown() as shown:
             with ThreadPoolExecutor(THREADS) as threads:
-                for entry, result in zip(others, threads.map(self._alone, others), strict=True):
-                    if learnt and result is not None:
-                        shown.show(entry.target, result.found)
-                    yield from ledger.take(entry, result)
+                for unit, results in zip(others, threads.map(self._together, others), strict=True):
+                    for entry, result in zip(unit, results, strict=True):
+                        if learnt and result is not None:
+                            shown.show(entry.target, result.found)
+                        yield from ledger.take(entry, result)
             if learnt:
-                yield from self._learnt(model, {entry.target.node: entry for entry in learnt}, ledger, context, shown)
+                yield from self._learnt(model, units(learnt), ledger, context, shown)
 
     def _learnt(
-        self, model: ir.Model, planned: Mapping[ir.Node, Entry], ledger: Ledger, context: Context, shown: Shown
+        self, model: ir.Model, planned: Sequence[Sequence[Entry]], ledger: Ledger, context: Context, shown: Shown
     ) -> Iterator[Stored]:
         """Yield each layer's weight, its inputs being what the quantized layers before it give."""
-        layers = [entry.target.layer for entry in planned.values() if entry.target.layer is not None]
+        firsts = {unit[0].target.node: unit for unit in planned}
+        layers = [unit[0].target.layer for unit in planned if unit[0].target.layer is not None]
         for layer, moment in moments(model, layers, context):
-            entry = planned[layer.node]
-            result = self._alone(entry, moment.second if moment.finite and moment.count else None)
-            if result is not None:
-                shown.show_alone(entry.target, result.found)
-            yield from ledger.take(entry, result)
+            unit = firsts[layer.node]
+            results = self._together(unit, moment.second if moment.finite and moment.count else None)
+            pairs = list(zip(unit, results, strict=True))
+            shown.show_alone([(entry.target, result.found) for entry, result in pairs if result is not None])
+            for entry, result in pairs:
+                yield from ledger.take(entry, result)
+
+    def _learns(self, entry: Entry) -> bool:
+        """Say whether a weight looks at what its layer reads: it has one reader, whose inputs can be seen."""
+        repairs = self.metric == "inputs" and isinstance(entry.form, Branched)
+        return (self.rounding == "gptq" or repairs) and entry.target.layer is not None and not entry.target.others
+
+    def _together(self, unit: Sequence[Entry], second: Array | None = None) -> Sequence[Result | None]:
+        """Return weights that share a projection, or one alone, in their forms; None if one of them is not finite."""
+        if not isinstance(unit[0].form, Branched):
+            return [self._alone(entry, second) for entry in unit]
+        with ExitStack() as stack:
+            matrices = [stack.enter_context(entry.target.reading()) for entry in unit]
+            if not all(np.isfinite(matrix).all() for matrix in matrices):
+                return [None] * len(unit)
+            return self._repaired(unit, matrices, second)
+
+    def _repaired(self, unit: Sequence[Entry], matrices: Sequence[Array], second: Array | None) -> list[Result | None]:
+        """Return weights with what is beside them."""
+        assert self.branch != "none"
+        members = [
+            Member(
+                matrix,
+                entry.target.in_axis,
+                partial(self._quantized, entry),
+                None if second is None or self.rounding != "gptq" else partial(self._compensating, entry, second),
+            )
+            for entry, matrix in zip(unit, matrices, strict=True)
+        ]
+        metric = second[0] if second is not None and self.metric == "inputs" else None
+        return [
+            Result(found, stored(entry.form, found), *errors(entry.target, matrix, found.decode(), second))
+            for entry, matrix, found in zip(
+                unit, matrices, repaired(members, self.branch, self.rank, metric), strict=True
+            )
+        ]
 
     def _alone(self, entry: Entry, second: Array | None = None) -> Result | None:
         """Return a weight in its form, None if it is not finite."""
@@ -221,6 +285,9 @@ class QuantizeBlocks(Pass):
                 found, lost = compensating(target, matrix, entry.form.format, self.axis, self.block, second)
             return Result(found, stored(entry.form, found), relative_error(matrix, found), sqrt(lost))
 
+    def _compensating(self, entry: Entry, second: Array, matrix: Array) -> Quantized:
+        return compensating(entry.target, matrix, entry.form.format, self.axis, self.block, second)[0]
+
     def _quantized(self, entry: Entry, matrix: Array) -> Quantized:
         return quantized(entry.target, matrix, entry.form.format, self.axis, self.block, self.rounding)
 
@@ -230,8 +297,3 @@ class QuantizeBlocks(Pass):
             if not np.isfinite(matrix).all():
                 raise UsageError("it holds what is no number", where=f"weight {entry.name!r}", remedy="skip it")
             return self._quantized(entry, matrix)
-
-
-def _learns(target: Target) -> bool:
-    """Say whether a weight's codes can make up for each other: it has one reader, whose inputs can be seen."""
-    return target.layer is not None and not target.others

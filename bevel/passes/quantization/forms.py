@@ -45,6 +45,11 @@ class Form(ABC):
         """Let the weight's reader read the tensors instead."""
 
     @property
+    def stem(self) -> "Form":
+        """The form of the codes, without what stands beside them."""
+        return self
+
+    @property
     def nbytes(self) -> int:
         """The bytes of the tensors."""
         return sum(-(-int(np.prod(shape)) * kind.bitwidth // BYTE) for shape, kind in self.layout.values())

@@ -1,6 +1,6 @@
 """What was quantized, how it is stored and what it lost: sentences for the report."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import nan
 from statistics import median
@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from bevel.ir.cost import cost
 from bevel.passes.formats import Quantized
+from bevel.passes.quantization.branches import Branched
 from bevel.passes.quantization.forms import Form
 from bevel.passes.quantization.kernels import ACCURACY, Kernel, Shared
 from bevel.passes.quantization.standard import Dequantized
@@ -52,11 +53,21 @@ class Result:
     output_error: float
 
 
+def units(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """Return entries in their order; those that share a projection together, where the first of them is."""
+    found: dict[object, list[Entry]] = {}
+    for entry in entries:
+        shared = entry.form.projection if isinstance(entry.form, Branched) else None
+        found.setdefault(entry if shared is None else shared, []).append(entry)
+    return list(found.values())
+
+
 @dataclass
 class Ledger:
-    """The weights so far, and why others were left alone."""
+    """The weights so far, and why others were left alone; `repairs` says that thin matrices are asked for."""
 
     left: dict[str, str]
+    repairs: bool = False
     entries: list[Entry] = field(default_factory=list)
 
     def take(self, entry: Entry, result: Result | None) -> Iterator[Stored]:
@@ -83,26 +94,41 @@ class Ledger:
         else:
             yield "no weight was quantized"
         yield from self._stored()
+        yield from self._beside()
         for why, names in by_reason(self.left).items():
             yield f"left alone, {why}: {listed(names, NAMED)}"
         yield from self._errors("weight", {each.name: each.error for each in self.entries})
         yield from self._errors("layer's output", {each.name: each.output_error for each in self.entries})
 
     def _stored(self) -> Iterator[str]:
-        kernels = [each for each in self.entries if isinstance(each.form, Kernel | Shared)]
+        kernels = [each for each in self.entries if isinstance(each.form.stem, Kernel | Shared)]
         if kernels:
             yield (
                 f"{len(kernels)} are read by kernels of ONNX Runtime; products round activations to 8 bits as well "
                 f"(accuracy level {ACCURACY})"
             )
-        if plain := [each for each in self.entries if isinstance(each.form, Dequantized)]:
+        if plain := [each for each in self.entries if isinstance(each.form.stem, Dequantized)]:
             yield f"{len(plain)} are in front of DequantizeLinear, which ONNX Runtime fuses with the product"
         slow = {
-            each.name: each.why for each in self.entries if not isinstance(each.form, Kernel | Shared | Dequantized)
+            each.name: each.why
+            for each in self.entries
+            if not isinstance(each.form.stem, Kernel | Shared | Dequantized)
         }
         for why, names in by_reason(slow).items():
             reason = f", {why}" if why else ""
             yield f"small in the file, floats again when loaded{reason}: {listed(names, NAMED)}"
+
+    def _beside(self) -> Iterator[str]:
+        branches = [each.form for each in self.entries if isinstance(each.form, Branched)]
+        if branches:
+            more = sum(each.nbytes - each.inner.nbytes for each in branches)
+            own = sum(each.owns for each in branches)
+            yield (
+                f"{len(branches)} have thin matrices beside them, {more / 1e6:.3g} MB of that, in half precision; "
+                f"{own} first ones, {len(branches) - own} shared with siblings"
+            )
+        if self.repairs and (plain := [each.name for each in self.entries if not isinstance(each.form, Branched)]):
+            yield f"no place beside the codes, or larger than they are: thin matrices of {listed(plain, NAMED)}"
 
     def _errors(self, what: str, errors: Mapping[str, float]) -> Iterator[str]:
         known = {name: error for name, error in errors.items() if error >= 0}

@@ -1,5 +1,6 @@
 """How the codes and scales of a weight are chosen: nearest, searched, or with the errors made up for."""
 
+from math import nan
 from typing import Any, Final
 
 import numpy as np
@@ -62,6 +63,21 @@ def relative_error(matrix: Array, found: Quantized) -> float:
         lost += float(np.vdot(change, change))
     energy = float(np.vdot(matrix, matrix))
     return float(np.sqrt(lost / energy)) if energy > 0 else 0.0
+
+
+def errors(target: Target, matrix: Array, decoded: Array, second: Array | None) -> tuple[float, float]:
+    """Return the relative errors of a weight and of its layer's output; that is NaN without second moments."""
+    lost = matrix - decoded
+    of_weight = float(np.linalg.norm(lost) / (np.linalg.norm(matrix) or 1))
+    if second is None or target.layer is None:
+        return of_weight, nan
+    noise, energy = (_output(_columns(target.layer, each), second) for each in (lost, matrix))
+    return of_weight, float(np.sqrt(noise / energy)) if energy > 0 else 0.0
+
+
+def _output(columns: Array, second: Array) -> float:
+    """Return the mean squared output of weights `[groups, in, out]`."""
+    return float(np.vdot(columns, second.astype(np.float32) @ columns))
 
 
 def _columns(layer: Layer, matrix: Array) -> Array:

@@ -1,6 +1,6 @@
 """Put quantized weights into a model: their tensors, at once or when they are read, and the nodes that read them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +59,7 @@ class Shown:
 
     def __init__(self) -> None:
         self._originals: dict[ir.Value, ir.TensorProtocol] = {}
-        self._alone: ir.Value | None = None
+        self._alone: Sequence[ir.Value] = ()
 
     def __enter__(self) -> "Shown":
         return self
@@ -75,12 +75,13 @@ class Shown:
         array = found.decode().reshape(target.shape).astype(tensor.dtype.numpy())
         target.weight.const_value = ir.Tensor(array, dtype=tensor.dtype, name=target.name)
 
-    def show_alone(self, target: Target, found: Quantized) -> None:
-        """Let a weight have its floats until the next is shown alone."""
-        if self._alone is not None:
-            self._alone.const_value = self._originals.pop(self._alone)
-        self.show(target, found)
-        self._alone = target.weight
+    def show_alone(self, pairs: Sequence[tuple[Target, Quantized]]) -> None:
+        """Let some weights have their floats until others are shown alone."""
+        for weight in self._alone:
+            weight.const_value = self._originals.pop(weight)
+        for target, found in pairs:
+            self.show(target, found)
+        self._alone = [target.weight for target, _ in pairs]
 
 
 def write(model: ir.Model, weights: Iterable[Stored]) -> None:
