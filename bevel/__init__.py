@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bevel.backends.files import save
+    from bevel.backends.torch.experts import ExpertWeightAveraging as ExpertWeightAveraging
+    from bevel.backends.torch.experts import stack_experts as stack_experts
+    from bevel.backends.torch.experts import upcycle as upcycle
     from bevel.backends.torch.finetuning import finetune as finetune
     from bevel.errors import BevelError
     from bevel.frontends import load
@@ -55,6 +58,7 @@ __all__ = [
 _HOMES = {
     "BevelError": "bevel.errors",
     "Coupling": "bevel.ir.coupling",
+    "ExpertWeightAveraging": "bevel.backends.torch.experts",
     "Plan": "bevel.ir.plan",
     "apply": "bevel.modules",
     "finetune": "bevel.backends.torch.finetuning",
@@ -66,13 +70,18 @@ _HOMES = {
     "rule": "bevel.ir.coupling",
     "save": "bevel.backends.files",
     "select_finetune": "bevel.selection",
+    "stack_experts": "bevel.backends.torch.experts",
     "to_torch": "bevel.modules",
+    "upcycle": "bevel.backends.torch.experts",
     "verify": "bevel.passes.verify",
 }
 
+# PyTorch is imported for these, so `import *` leaves them out.
+_OF_TORCH = [name for name, home in _HOMES.items() if home.startswith("bevel.backends.torch")]
+
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__ and name != "finetune":  # which PyTorch is imported for, so `import *` leaves it out
+    if name not in __all__ and name not in _OF_TORCH:
         raise AttributeError(f"module 'bevel' has no attribute {name!r}")
     home = _HOMES.get(name, "bevel.passes.base")
     if home.startswith("bevel.backends.torch"):
@@ -83,4 +92,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "finetune"])
+    return sorted([*__all__, *_OF_TORCH])
