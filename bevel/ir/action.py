@@ -7,9 +7,10 @@ between axes:
     y = a @ b + c            a product and an addend            MatMul, Gemm, Conv
     y = x * x                an operand twice                   Pow
     y = norm(x) * g + b      x is in no term                    LayerNormalization
+    y = p(<q, k>) * v        an inner product                   Attention
 
-An operand that stands in no term has to stay as it is. Without terms nothing passes: that holds for every operator of
-which nothing is declared.
+An operand that stands in no term has to stay as it is, unless it is part of an inner product that stays as it is.
+Without terms nothing passes: that holds for every operator of which nothing is declared.
 """
 
 from __future__ import annotations
@@ -26,6 +27,21 @@ class Term(NamedTuple):
     over: tuple[int, ...] = ()
 
 
+class Inner(NamedTuple):
+    """An inner product of two sums of products, of which the node uses the value, whatever it makes of that."""
+
+    left: tuple[Term, ...]
+    right: tuple[Term, ...]
+
+
+class Packed(NamedTuple):
+    """An input that holds several operands one after the other along its last axis, of these sizes."""
+
+    input: int
+    sizes: tuple[int, ...]
+    operands: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Action:
     """An output as a sum of products of operands.
@@ -36,7 +52,8 @@ class Action:
     and each entry on its own. `outputs` says how many outputs follow the terms, if not all; `blind`, that the operator
     reads sizes and never numbers; `turned`, which operand it divides by its root mean square, so that a rotation of
     that operand comes out again; `centred`, that it takes the mean off first, so that only a rotation does that keeps
-    the mean.
+    the mean. `inner` is an inner product on which the output depends as well; `others` gives the terms of other
+    outputs. Operands are inputs, but where some are `packed` into one.
     """
 
     terms: tuple[Term, ...] | Literal["each", "all"] = ()
@@ -46,6 +63,9 @@ class Action:
     blind: bool = False
     turned: int | None = None
     centred: bool = False
+    inner: Inner | None = None
+    others: tuple[tuple[int, tuple[Term, ...]], ...] = ()
+    packed: tuple[Packed, ...] = ()
 
     def terms_of(self, given: Sequence[int]) -> list[Term]:
         """List the terms of a node with the given inputs."""
@@ -53,7 +73,12 @@ class Action:
             return [Term((index,)) for index in given]
         if self.terms == "all":
             return [Term(tuple(given))]
-        return [term for term in self.terms if all(index in given for index in (*term.times, *term.over))]
+        return self.having(self.terms, given)
+
+    def having(self, terms: Sequence[Term], given: Sequence[int]) -> list[Term]:
+        """List those of some terms that a node with the given inputs has."""
+        operands = {*given, *(each for packed in self.packed if packed.input in given for each in packed.operands)}
+        return [term for term in terms if operands.issuperset((*term.times, *term.over))]
 
 
 NONLINEAR = Action()

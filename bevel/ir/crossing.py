@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 from typing import NamedTuple
 
 import onnx_ir as ir
 
 from bevel.ir.action import LINEAR, Action, Term
 from bevel.ir.coupling import Freedom
+from bevel.ir.operands import operands
 from bevel.ir.site import Facts
 from bevel.ir.strands import Occurrence, Strand, alternatives
 
@@ -18,6 +21,7 @@ MOTIONS = Freedom.SCALE | MIXING
 _TURNED_GAIN = (
     "a rotation does not commute with its gain, which is no initializer or cannot be folded into what follows"
 )
+_ONE_BY_ONE = "it works on each entry by itself"
 Sides = tuple[tuple[Occurrence, int], ...]
 
 
@@ -93,7 +97,8 @@ class Crossing:
         """Return the gain that the node multiplies by along this strand, if there is one and nothing else is done."""
         inputs, outputs, turned = self.strand.inputs, self.strand.outputs, self.action.turned
         sides = [*inputs.values(), *outputs.values()]
-        if self.strand.fixed or set(outputs) != {0} or not all(self._one_axis(side) for side in sides):
+        blocked = self.strand.fixed or self.action.inner is not None
+        if blocked or set(outputs) != {0} or not all(self._one_axis(side) for side in sides):
             return None
         if turned is None:
             return self._plain_gain()
@@ -115,14 +120,26 @@ class Crossing:
         value = self.node.inputs[index]
         return value is not None and value.is_initializer()
 
-    def _carrying(self) -> list[Term]:
-        return [term for term in self._terms() if self._operands(term)]
+    @cached_property
+    def _inputs(self) -> Mapping[int, list[Occurrence]]:
+        return operands(self.strand, self.action, self.facts)
+
+    @property
+    def _given(self) -> list[int]:
+        return [index for index, value in enumerate(self.node.inputs) if value is not None]
 
     def _terms(self) -> list[Term]:
-        return self.action.terms_of([index for index, value in enumerate(self.node.inputs) if value is not None])
+        return self.action.terms_of(self._given)
+
+    def _inner(self) -> list[list[Term]]:
+        """Return the terms of both sides of an inner product."""
+        return [self.action.having(side, self._given) for side in self.action.inner or ()]
+
+    def _carrying(self, terms: Iterable[Term]) -> list[Term]:
+        return [term for term in terms if self._operands(term)]
 
     def _operands(self, term: Term) -> list[int]:
-        return [index for index in (*term.times, *term.over) if index in self.strand.inputs]
+        return [index for index in (*term.times, *term.over) if index in self._inputs]
 
     def _equations(self) -> Iterator[Equation]:
         strand, terms = self.strand, self._terms()
@@ -130,34 +147,62 @@ class Crossing:
             return self._zero(strand.occurrences, strand.fixed)
         if not terms:
             return self._zero(strand.occurrences, "it is not linear")
-        if not all(self._one_axis(side) for side in (*strand.inputs.values(), *strand.outputs.values())):
+        if not all(self._one_axis(side) for side in (*self._inputs.values(), *strand.outputs.values())):
             return self._zero(strand.occurrences, "it holds the dimension on two axes at once")
         return self._through(terms)
 
     def _through(self, terms: Sequence[Term]) -> Iterator[Equation]:
         """State what passes where nothing stands in the way."""
         strand, action = self.strand, self.action
-        in_terms = {index for term in terms for index in (*term.times, *term.over)}
-        controls = [each for index, side in strand.inputs.items() if index not in in_terms for each in side]
+        inner = self._inner()
+        in_terms = {index for term in (*terms, *chain(*inner)) for index in (*term.times, *term.over)}
+        controls = [each for index, side in self._inputs.items() if index not in in_terms for each in side]
         yield from self._zero(controls, "it is not linear in this operand")
-        if controls or action.positive:
-            yield from self._zero(strand.occurrences, "it works on each entry by itself", MIXING)
-        for side in strand.inputs.values():
+        if controls or action.positive or (self._carrying(chain(*inner)) and not strand.summed):
+            yield from self._zero(strand.occurrences, _ONE_BY_ONE, MIXING)
+        for side in self._inputs.values():
             yield from self._equal(side)
-        count = len(self.node.outputs) if action.outputs is None else action.outputs
-        following = [each for index, side in strand.outputs.items() if index < count for each in side]
-        apart = [each for index, side in strand.outputs.items() if index >= count for each in side]
+        yield from self._out(terms)
+        if inner:
+            yield from self._scores(*inner)
+
+    def _out(self, terms: Sequence[Term]) -> Iterator[Equation]:
+        """State the exponents of outputs."""
+        outputs, others = self.strand.outputs, dict(self.action.others)
+        count = len(self.node.outputs) if self.action.outputs is None else self.action.outputs
+        following = [each for index, side in outputs.items() if index < count for each in side]
+        apart = [each for index, side in outputs.items() if index >= count and index not in others for each in side]
         yield from self._zero(apart, "this output is computed in another way")
-        carrying = self._carrying()
         if following:
             yield from self._equal(following)
-            yield from self._kept(following[0], carrying, len(terms))
-        elif not action.moves:
-            yield from self._summed(carrying)
+            yield from self._kept(following[0], terms)
+        elif not self.action.moves:
+            yield from self._summed(self._carrying(terms))
+        for index in others.keys() & outputs.keys():
+            yield from self._equal(outputs[index])
+            yield from self._kept(outputs[index][0], self.action.having(others[index], self._given))
 
-    def _kept(self, output: Occurrence, carrying: Sequence[Term], terms: int) -> Iterator[Equation]:
+    def _scores(self, *sides: Sequence[Term]) -> Iterator[Equation]:
+        """State that what an inner product is made of leaves it as it is."""
+        found = [[self._factors(term) for term in self._carrying(side)] for side in sides]
+        inside = [factors for factors in chain(*found) if len(factors) > 1]  # summed over within a side
+        for factors in inside:
+            yield from self._product(factors, mixes=True)
+        left, right = ([factors[0][0] for factors in side if factors not in inside] for side in found)
+        if not (left and right) or len(left) + len(right) < sum(map(len, sides)):
+            yield from self._zero([*left, *right], "not all of its inner products have this axis")
+            return
+        for one, *more in (left, right):
+            yield from self._equal([one, *more])
+        if left[0] == right[0]:
+            yield from self._zero(left, "it multiplies this operand by itself", Freedom.SCALE | Freedom.LINEAR)
+        else:
+            yield Equation(MOTIONS, ((left[0], 1), (right[0], 1)), "")
+
+    def _kept(self, output: Occurrence, terms: Sequence[Term]) -> Iterator[Equation]:
         """State the exponent of the output, which is that of every term."""
-        if not carrying or (len(carrying) < terms and not self.action.moves):
+        carrying = self._carrying(terms)
+        if not carrying or (len(carrying) < len(terms) and not self.action.moves):
             why = "not all that it adds up has this axis"
             yield from self._zero(self.strand.occurrences, why, MOTIONS, of_means=bool(carrying))
         for term in carrying:
@@ -173,7 +218,7 @@ class Crossing:
     def _factors(self, term: Term) -> Sides:
         """Return one occurrence for each operand that has the dimension, all of which are equal, and its power."""
         powers = [(index, 1) for index in term.times] + [(index, -1) for index in term.over]
-        return tuple([(self.strand.inputs[index][0], power) for index, power in powers if index in self.strand.inputs])
+        return tuple([(self._inputs[index][0], power) for index, power in powers if index in self._inputs])
 
     def _product(self, sides: Sides, *, mixes: bool, mean: bool = False) -> Iterator[Equation]:
         if len(sides) == 1:
@@ -183,7 +228,7 @@ class Crossing:
             yield Equation(MOTIONS, sides, "")
             return
         yield Equation(Freedom.SCALE, sides, "")
-        yield from self._zero([each for each, _ in sides], "it works on each entry by itself", MIXING)
+        yield from self._zero([each for each, _ in sides], _ONE_BY_ONE, MIXING)
 
     def _equal(self, side: Sequence[Occurrence]) -> Iterator[Equation]:
         for other in side[1:]:

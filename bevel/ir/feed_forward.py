@@ -329,7 +329,8 @@ class _Reading:
         read = {index for index, value in enumerate(node.inputs) if value in given}
         terms = action.terms_of([index for index, value in enumerate(node.inputs) if value is not None])
         once = all(len([index for index in term.times if index in read]) <= 1 for term in terms)
-        return bool(terms) and once and not action.positive and all(read.isdisjoint(term.over) for term in terms)
+        plain = not action.positive and action.inner is None
+        return bool(terms) and once and plain and all(read.isdisjoint(term.over) for term in terms)
 
     def _action(self, node: ir.Node) -> Action:
         return action_of(Site(node, self.facts, self.analysis.model.opset_imports.get(node.domain, 1)))

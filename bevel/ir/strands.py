@@ -33,12 +33,16 @@ class Occurrence(NamedTuple):
 
 @dataclass
 class Strand:
-    """Occurrences of one dimension, by input and by output, that a node treats as one; `fixed` says why not at all."""
+    """Occurrences of one dimension, by input and by output, that a node treats as one; `fixed` says why not at all.
+
+    `summed`: the node sums products over it.
+    """
 
     dim: Dim
     inputs: dict[int, list[Occurrence]] = field(default_factory=dict)
     outputs: dict[int, list[Occurrence]] = field(default_factory=dict)
     fixed: str = ""
+    summed: bool = False
 
     @property
     def occurrences(self) -> list[Occurrence]:
@@ -75,6 +79,10 @@ class _Reading:
         for index, output in enumerate(self.node.outputs):
             self._read_output(index, output)
         self._fix_marked()
+        for summation in self.facts.sums:
+            for root in atoms(summation.axis):
+                if root in self.found:
+                    self.found[root].summed = True
         return [*self.found.values(), *self.loose]
 
     def _apply_rule(self) -> None:

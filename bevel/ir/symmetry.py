@@ -215,7 +215,7 @@ def action_of(site: Site) -> Action:
 
 def _squares(node: ir.Node, action: Action) -> bool:
     """Say whether a node multiplies one value by itself."""
-    if len(node.outputs) != 1 or len(action.terms) != 1 or not isinstance(action.terms, tuple):
+    if len(node.outputs) != 1 or len(action.terms) != 1 or not isinstance(action.terms, tuple) or action.packed:
         return False
     (term,) = action.terms
     return len(term.times) == 2 and not term.over and len({node.inputs[index] for index in term.times}) == 1

@@ -5,6 +5,9 @@
     value   b t (g e)
     output  b s (g r e)
 
+A motion of the queries' width needs the opposite one of the keys', so that the scores stay as they are; what the
+node makes of the scores does not matter then. One of the values' width comes out again. Caches follow what is cached.
+
 Positions are fixed. Dropping entries of `d` leaves the scale of the products as it was, so that it is written out.
 """
 
@@ -15,7 +18,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from bevel.ir.action import NONLINEAR, Action, Term
+from bevel.ir.action import Action, Inner, Packed, Term
 from bevel.ir.axes import Axis, fresh, product, total
 from bevel.ir.coupling import rule
 from bevel.ir.resize import Resize, Statement, Write, attribute_size
@@ -125,12 +128,29 @@ def count_heads(site: Site, names: Sequence[str], axes: Sequence[Axis]) -> None:
             site.states(attribute_size(site.node, name, axis))
 
 
-def values_follow(site: Site) -> Action:
-    """The result is linear in the values; where there are caches, those would have to follow."""
-    return NONLINEAR if site.outputs > 1 or site.has(5) else Action((Term((2,)),))
+def attending(
+    queries: Sequence[Term], keys: Sequence[Term], values: Sequence[Term], *, packed: Sequence[Packed] = ()
+) -> Action:
+    """Return the action of scores, which are inner products of queries and keys, times values.
+
+    Keys and values are sums of terms; what is cached of them stands beside the new ones and has to be multiplied alike,
+    as if it were added. It comes out again, as outputs 1 and 2.
+    """
+    return Action(
+        tuple(values),
+        outputs=1,
+        inner=Inner(tuple(queries), tuple(keys)),
+        others=((1, tuple(keys)), (2, tuple(values))),
+        packed=tuple(packed),
+    )
 
 
-@rule("Attention", acts=values_follow)
+def alone(*operands: int) -> tuple[Term, ...]:
+    """Return a term for each of some operands."""
+    return tuple([Term((each,)) for each in operands])
+
+
+@rule("Attention", acts=attending(alone(0), alone(1, 4), alone(2, 5)))
 def attention(site: Site) -> None:
     """State queries, keys and values of rank 3 or 4, whose query heads may share key-value heads."""
     heads = _heads(site)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from bevel.errors import EditRefused
+from bevel.ir.action import NONLINEAR, Action, Packed, Term
 from bevel.ir.axes import ONE, Axis, fresh, product, total
 from bevel.ir.coupling import Freedom, rule
 from bevel.ir.resize import Resize, Statement, Write, attribute_sizes
 from bevel.ir.rules.attention import (
     Heads,
+    alone,
+    attending,
     caches,
     count_heads,
     linear_attention,
@@ -26,6 +30,8 @@ from bevel.ir.site import POSITIONS, Opaque, Site
 
 _HEAD_MULTIPLE = 8  # GroupQueryAttention refuses other widths of a head, and twice as much where pairs turn
 _THREE = 3  # query, key and value side by side in a packed operand
+# Operands that have no input of their own: the parts of a packed weight, and those of a bias.
+_WEIGHTS, _BIASES = (20, 21, 22), (30, 31, 32)
 
 rule("LinearAttention", domain=MICROSOFT)(linear_attention)
 
@@ -37,7 +43,17 @@ pin(
 )
 
 
-@rule("Attention", domain=MICROSOFT)
+def _projecting(site: Site) -> Action:
+    """Queries, keys and values are products of the input with parts of the weight, with parts of the bias added."""
+    sizes = _hidden_sizes(site)
+    queries, keys, values = ((Term((0, weight)), Term((bias,))) for weight, bias in zip(_WEIGHTS, _BIASES, strict=True))
+    packed = [Packed(index, sizes, operands) for index, operands in ((1, _WEIGHTS), (2, _BIASES))]
+    cached = alone(4)
+    action = attending(queries, (*keys, *cached), (*values, *cached), packed=packed)
+    return replace(action, others=((1, (*keys, *values, *cached)),))
+
+
+@rule("Attention", domain=MICROSOFT, acts=_projecting)
 def projected_attention(site: Site) -> None:
     """Project the input to queries, keys and values by one weight `i (g d + g d + g e)`, and attend."""
     heads = _projected_heads(site, tied=site.has(4) or site.outputs > 1)
@@ -75,12 +91,17 @@ def _projected_heads(site: Site, *, tied: bool) -> Heads:
     if len(inputs) != 3 or len(weights) != 2:
         raise Opaque("its input or weight has an unexpected rank")
     count = site.integer("num_heads")
-    sizes = site.integer_list("qkv_hidden_sizes") or [quotient(weights[1], _THREE)] * _THREE
+    sizes = _hidden_sizes(site)
     if sum(sizes) != weights[1].size or sizes[0] != sizes[1] or any(size % count for size in sizes):
         raise Opaque(f"its hidden sizes {sizes} do not fit {count} heads")
     width = fresh(sizes[0] // count)
     value_width = width if tied else fresh(sizes[2] // count)
     return Heads(inputs[0], inputs[1], inputs[1], fresh(count), ONE, width, value_width)
+
+
+def _hidden_sizes(site: Site) -> tuple[int, ...]:
+    """Return how wide queries, keys and values of all heads are."""
+    return tuple(site.integer_list("qkv_hidden_sizes") or [quotient(site.axes(1)[1], _THREE)] * _THREE)
 
 
 def _project(site: Site, heads: Heads) -> None:
@@ -123,7 +144,17 @@ def _match_mask(site: Site, index: int, batch: Axis) -> None:
     site.fix(axes[1:], POSITIONS)
 
 
-@rule("MultiHeadAttention", domain=MICROSOFT)
+def _multiplying(site: Site) -> Action:
+    """Each operand is an input of its own, and all biases are one; of other layouts nothing is claimed."""
+    if len(site.axes(0)) != 3 or not site.has(2):
+        return NONLINEAR
+    width = site.axes(0)[2].size
+    packed = [Packed(3, (width, width, site.axes(3)[0].size - 2 * width), _BIASES)] if site.has(3) else []
+    queries, keys, values = (alone(*both) for both in enumerate(_BIASES))
+    return attending(queries, (*keys, *alone(6)), (*values, *alone(7)), packed=packed)
+
+
+@rule("MultiHeadAttention", domain=MICROSOFT, acts=_multiplying)
 def multi_head_attention(site: Site) -> None:
     """State queries, keys and values apart, keys and values packed, or all three packed, with one bias for all."""
     if site.has(9):
@@ -173,7 +204,19 @@ def _apart(site: Site, count: int) -> Axis:
     return axis
 
 
-@rule("GroupQueryAttention", domain=MICROSOFT)
+def _sharing(site: Site) -> Action:
+    """One operand may hold all three; where heads are normalised inside, nothing is claimed."""
+    if site.has(14) or site.has(15):
+        return NONLINEAR
+    packed = []
+    if not site.has(1):
+        many, few = site.integer("num_heads"), site.integer("kv_num_heads")
+        each = quotient(site.axes(0)[2], many + 2 * few)
+        packed = [Packed(0, (many * each, few * each, few * each), (0, 1, 2))]
+    return attending(alone(0), alone(1, 3), alone(2, 4), packed=packed)
+
+
+@rule("GroupQueryAttention", domain=MICROSOFT, acts=_sharing)
 def group_query_attention(site: Site) -> None:
     """State query heads that share key-value heads, apart or packed in one operand, with caches and rotation."""
     if site.has(12) or site.has(13) or site.integer("kv_cache_bit_width"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bevel.ir.action import LINEAR
 from bevel.ir.axes import Axis, fresh, product, total
 from bevel.ir.coupling import rule
 from bevel.ir.resize import attribute_size
@@ -10,13 +11,13 @@ from bevel.ir.rules.fixed import MICROSOFT
 from bevel.ir.site import POSITIONS, Axes, Opaque, Site
 
 
-@rule("RotaryEmbedding")
+@rule("RotaryEmbedding", acts=LINEAR)
 def rotary_embedding(site: Site) -> None:
     """Turn the pairs of each head by angles that caches hold for each position."""
     _rotate(site, site.axes(0), ids=3, cosine=1)
 
 
-@rule("RotaryEmbedding", domain=MICROSOFT)
+@rule("RotaryEmbedding", domain=MICROSOFT, acts=LINEAR)
 def rotary_embedding_microsoft(site: Site) -> None:
     """Turn the pairs of each head; without a count of heads the caches tell the width of one."""
     _rotate(site, site.axes(0), ids=1, cosine=2)
