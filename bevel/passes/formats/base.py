@@ -72,6 +72,10 @@ class Format(ABC):
         """Write the nearest code of each element into an array of bytes."""
         to[...] = self.codes(blocks, grid)
 
+    def fitted(self, array: Array, axis: int | None, block: int) -> "Format":
+        """Return the format as it is for one array: itself, unless its levels are learnt."""
+        return self
+
     @property
     def shares_factor(self) -> bool:
         """Whether the scales of an array have a factor in common."""
@@ -108,6 +112,9 @@ class Format(ABC):
 
         The last block may be short; block 0 is the whole axis, no axis the array as one row.
         """
+        return self.fitted(array, axis, block)._encode(array, axis, block)
+
+    def _encode(self, array: Array, axis: int | None, block: int) -> "Quantized":
         base = self.base(array)
         blocks = split(array, axis, block)
         codes, scale = np.empty(blocks.shape, np.uint8), np.empty(_of_blocks(blocks), np.float32)
@@ -133,13 +140,14 @@ class Format(ABC):
 
     def round_trip(self, array: Array, axis: int | None, block: int) -> Array:
         """Return an array as it is after quantization to the nearest codes, in blocks along an axis, as `encode`."""
-        base = self.base(array)
+        fmt = self.fitted(array, axis, block)
+        base = fmt.base(array)
         blocks = split(array, axis, block)
         result = np.empty(blocks.shape, np.float32)
         rows, to = long_rows(blocks), long_rows(result)
         for part in parts(rows.shape):
             piece = np.ascontiguousarray(rows[part], np.float32)
-            to[part] = self.rounded(piece, self.grid(piece, base))
+            to[part] = fmt.rounded(piece, fmt.grid(piece, base))
         return join(result, array.shape, axis)
 
 

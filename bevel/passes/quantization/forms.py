@@ -12,6 +12,7 @@ from bevel.ir.names import Names
 from bevel.passes.formats import Format, Quantized
 from bevel.passes.formats.codebooks import Codebook
 from bevel.passes.formats.integers import Integers
+from bevel.passes.formats.learned import Learned
 from bevel.passes.quantization.targets import Target
 
 Array = np.ndarray[Any, Any]
@@ -90,7 +91,7 @@ def _multiplier(fmt: Format) -> float | None:
     """Return the least power of two that makes every level a whole number."""
     if isinstance(fmt, Integers):
         return 1.0
-    if not isinstance(fmt, Codebook):
+    if not isinstance(fmt, Codebook) or isinstance(fmt, Learned):
         return None
     factors = (2.0**power for power in range(BYTE))
     return next((factor for factor in factors if np.all(fmt.levels * factor % 1 == 0)), None)

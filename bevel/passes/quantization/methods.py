@@ -7,7 +7,7 @@ import numpy as np
 
 from bevel.passes.fitting.layers import Layer
 from bevel.passes.formats import Format, Grid, Quantized
-from bevel.passes.formats.blocks import join, parts, split
+from bevel.passes.formats.blocks import join, split
 from bevel.passes.quantization.feedback import compensated
 from bevel.passes.quantization.search import FORGIVING, SQUARED, search
 from bevel.passes.quantization.targets import Target
@@ -22,12 +22,10 @@ def quantized(target: Target, matrix: Array, fmt: Format, along: str, block: int
     axis = target.axis(along)
     if rounding == "nearest":
         return fmt.encode(matrix, axis, block)
+    fmt = fmt.fitted(matrix, axis, block)
     base, blocks = fmt.base(matrix), split(matrix, axis, block)
-    grid = search(fmt, blocks, base, MEASURES[rounding])
     codes = np.empty(blocks.shape, np.uint8)
-    for part in parts(blocks.shape):
-        before, some, _, inner = part
-        codes[part] = fmt.codes(blocks[part], grid[before, some, :, inner])
+    grid = search(fmt, blocks, base, MEASURES[rounding], codes=codes)
     return fmt.assemble(codes, grid, matrix.shape, axis, base)
 
 
@@ -40,6 +38,7 @@ def compensating(
     """
     layer, axis = target.layer, target.axis(along)
     assert layer is not None
+    fmt = fmt.fitted(matrix, axis, block)
     base, blocks = fmt.base(matrix), split(matrix, axis, block)
     strength = np.einsum("gii->gi", second).astype(np.float32)
     each = np.broadcast_to(strength[:, :, None], _columns(layer, matrix).shape)

@@ -16,6 +16,7 @@ from bevel.ir.resize import add_initializer
 from bevel.passes.formats import Quantized
 from bevel.passes.formats.blocks import block_size, extents, split
 from bevel.passes.formats.integers import Integers
+from bevel.passes.formats.learned import Learned
 from bevel.passes.formats.packing import planes, to_planes, unpack
 from bevel.passes.quantization.forms import BYTE, CODES, SCALE, ZERO, Form, Layout, put
 
@@ -24,6 +25,7 @@ Array = np.ndarray[Any, Any]
 # From this opset on, Slice takes its bounds as inputs.
 SLICES: Final = 10
 BASE: Final = "base"
+LEVELS: Final = "levels"
 BYTES: Final = np.arange(256, dtype=np.uint8)
 
 
@@ -58,6 +60,8 @@ class Tabled(Form):
         found[SCALE] = each, ir.DataType.UINT8 if coded else ir.DataType.FLOAT
         if self.format.shares_factor:
             found[BASE] = (), ir.DataType.FLOAT
+        if isinstance(self.format, Learned):
+            found[LEVELS] = (len(self.format.levels),), ir.DataType.FLOAT
         if self.format.zero_bits:
             found[ZERO] = each, ir.DataType.UINT8
         return found
@@ -71,6 +75,8 @@ class Tabled(Form):
         arrays[SCALE] = np.expand_dims(quantized.scale if coded is None else coded, 2)
         if self.format.shares_factor:
             arrays[BASE] = np.array(quantized.base, np.float32)
+        if isinstance(self.format, Learned):
+            arrays[LEVELS] = quantized.format.levels
         if quantized.zero is not None:
             arrays[ZERO] = np.expand_dims(quantized.zero, 2)
         return arrays
@@ -110,7 +116,7 @@ class _Wiring:
     def _levels(self) -> ir.Value:
         """Return what the codes stand for, one after the other."""
         fmt, widths = self.form.format, planes(self.form.format.code_bits)
-        if len(widths) == 1:
+        if len(widths) == 1 and LEVELS not in self.values:
             return self._looked_up(widths[0], fmt.levels)
         found, shift = None, 0
         offset = 0.0 if not isinstance(fmt, Integers) else float(fmt.levels[0])
@@ -121,7 +127,8 @@ class _Wiring:
         assert found is not None
         if isinstance(fmt, Integers):
             return found
-        return self._node("Gather", self._table(fmt.levels), self._cast(found, ir.DataType.INT32))
+        levels = self.values[LEVELS] if LEVELS in self.values else self._table(fmt.levels)
+        return self._node("Gather", levels, self._cast(found, ir.DataType.INT32))
 
     def _looked_up(self, width: int, numbers: Array) -> ir.Value:
         """Return the number of each code of one plane, as many as there are codes."""
