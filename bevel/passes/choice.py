@@ -137,12 +137,15 @@ def _factors(analysis: Analysis) -> tuple[dict[Dim, int], dict[Dim, set[Dim]]]:
 
 
 def _all_products(analysis: Analysis) -> Iterator[tuple[Axis, ...]]:
-    """Yield the factors of every product among the axes of initializers."""
-    for group in analysis.groups:
-        for member in group.members:
-            axes = analysis.axes(member.value)
-            assert axes is not None
-            yield from _products(axes[member.axis])
+    """Yield the factors of every product among the axes of initializers, an axis that several share once."""
+    places = {(member.value, member.axis) for group in analysis.groups for member in group.members}
+    found: dict[Axis, None] = {}
+    for value, place in places:
+        axes = analysis.axes(value)
+        assert axes is not None
+        found[axes[place]] = None
+    for axis in found:
+        yield from _products(axis)
 
 
 def _products(axis: Axis) -> Iterator[tuple[Axis, ...]]:
