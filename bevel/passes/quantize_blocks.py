@@ -15,7 +15,7 @@ from bevel.errors import UsageError
 from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
 from bevel.passes.fitting.moments import moments
 from bevel.passes.formats import Format, Quantized, block_format
-from bevel.passes.formats.blocks import THREADS
+from bevel.passes.formats.blocks import THREADS, finite
 from bevel.passes.outputs import Outputs
 from bevel.passes.quantization.branches import Branched, Projection, branched
 from bevel.passes.quantization.forms import Form
@@ -249,7 +249,7 @@ class QuantizeBlocks(Pass):
             return [self._alone(entry, second) for entry in unit]
         with ExitStack() as stack:
             matrices = [stack.enter_context(entry.target.reading()) for entry in unit]
-            if not all(np.isfinite(matrix).all() for matrix in matrices):
+            if not all(finite(matrix) for matrix in matrices):
                 return [None] * len(unit)
             return self._repaired(unit, matrices, second)
 
@@ -277,7 +277,7 @@ class QuantizeBlocks(Pass):
         """Return a weight in its form, None if it is not finite."""
         target = entry.target
         with target.reading() as matrix:
-            if not np.isfinite(matrix).all():
+            if not finite(matrix):
                 return None
             if second is None:
                 found, lost = self._quantized(entry, matrix), nan
@@ -294,6 +294,6 @@ class QuantizeBlocks(Pass):
     def _late(self, entry: Entry) -> Quantized:
         """Return a weight that nobody looked at before."""
         with entry.target.reading() as matrix:
-            if not np.isfinite(matrix).all():
+            if not finite(matrix):
                 raise UsageError("it holds what is no number", where=f"weight {entry.name!r}", remedy="skip it")
             return self._quantized(entry, matrix)

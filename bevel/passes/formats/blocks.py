@@ -6,11 +6,11 @@ long rows where the axis is not the last.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from math import ceil, prod
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -18,12 +18,13 @@ from bevel.errors import UsageError
 
 Array = np.ndarray[Any, Any]
 Part: TypeAlias = tuple[slice, slice, slice, slice]
+Item = TypeVar("Item")
 
 ENTRIES: Final = -2
 """The axis of a block's entries."""
 
 # Elements handled at once: with their temporaries they stay in the second-level cache.
-PART: Final = 1 << 16
+PART: Final = 1 << 17
 # Below so many elements, threads cost more than they save.
 WORTH_THREADS: Final = 1 << 21
 THREADS: Final = min(4, os.cpu_count() or 1)
@@ -92,14 +93,38 @@ def parts(shape: tuple[int, ...]) -> Iterator[Part]:
 
 
 def each_part(shape: tuple[int, ...], work: Callable[[Part], None]) -> None:
-    """Do some work on every part; on several threads where that pays, for numpy lets them run side by side."""
-    if prod(shape) < WORTH_THREADS:
-        for part in parts(shape):
-            work(part)
+    """Do some work on every part of an array of blocks; side by side where there are many."""
+    each(parts(shape), work, prod(shape))
+
+
+def each(items: Iterable[Item], work: Callable[[Item], None], many: int) -> None:
+    """Do some work on every item; on several threads where so many elements pay for them.
+
+    NumPy lets threads run side by side.
+    """
+    if many < WORTH_THREADS:
+        for item in items:
+            work(item)
         return
     with ThreadPoolExecutor(THREADS) as threads:
-        for _ in threads.map(work, parts(shape)):
+        for _ in threads.map(work, items):
             pass
+
+
+def finite(array: Array) -> bool:
+    """Say whether all entries are finite numbers.
+
+    >>> finite(np.ones(3)), finite(np.array([1.0, np.nan]))
+    (True, False)
+    """
+    flat, broken = array.reshape(-1), list[int]()
+
+    def work(start: int) -> None:
+        if not np.isfinite(flat[start : start + PART]).all():
+            broken.append(start)
+
+    each(range(0, flat.size, PART), work, flat.size)
+    return not broken
 
 
 def _run(index: int, size: int) -> slice:

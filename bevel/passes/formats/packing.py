@@ -8,11 +8,15 @@ from typing import Any, Final
 
 import numpy as np
 
+from bevel.passes.formats.blocks import each
+
 Array = np.ndarray[Any, Any]
 
 BYTE: Final = 8
 STRIP: Final = 64
 """The bytes of a line of the cache."""
+ROWS: Final = 256
+"""How many rows are packed at a time."""
 
 WIDTHS: Final = (8, 4, 2, 1)
 """The widths of planes, of which a byte holds a whole number."""
@@ -33,24 +37,35 @@ def pack(codes: Array, width: int) -> Array:
     >>> pack(np.array([1, 2, 3], np.uint8), 4).tolist()
     [33, 3]
     """
+    codes = codes.astype(np.uint8, copy=False)
+    if codes.ndim != 2 or codes.flags.c_contiguous:
+        return np.ascontiguousarray(_packed(codes, width))
+    return _in_order(codes, width)
+
+
+def _packed(codes: Array, width: int) -> Array:
+    """Return packed codes in the order in memory that the codes have."""
     if width == BYTE:
-        return _in_order(codes.astype(np.uint8, copy=False))
-    each = BYTE // width
-    if missing := -codes.shape[-1] % each:
+        return codes
+    each_byte = BYTE // width
+    if missing := -codes.shape[-1] % each_byte:
         codes = np.pad(codes, [*([(0, 0)] * (codes.ndim - 1)), (0, missing)])
-    packed = np.array(codes[..., ::each], np.uint8)  # in the order in memory that the codes have: a transpose is cheap
-    for place in range(1, each):
-        packed |= codes[..., place::each] << np.uint8(place * width)
-    return _in_order(packed)
+    packed = np.array(codes[..., ::each_byte], np.uint8)
+    for place in range(1, each_byte):
+        packed |= codes[..., place::each_byte] << np.uint8(place * width)
+    return packed
 
 
-def _in_order(array: Array) -> Array:
-    """Return an array whose last axis is the fastest; a transposed one is copied in strips that the cache holds."""
-    if array.ndim != 2 or array.flags.c_contiguous:
-        return np.ascontiguousarray(array)
-    result = np.empty(array.shape, array.dtype)
-    for start in range(0, array.shape[1], STRIP):
-        result[:, start : start + STRIP] = array[:, start : start + STRIP]
+def _in_order(codes: Array, width: int) -> Array:
+    """Return codes packed along the last axis, which is not the fastest: some rows at a time, in strips of a line."""
+    result = np.empty((codes.shape[0], -(-codes.shape[1] * width // BYTE)), np.uint8)
+
+    def work(start: int) -> None:
+        packed, to = _packed(codes[start : start + ROWS], width), result[start : start + ROWS]
+        for strip in range(0, to.shape[1], STRIP):
+            to[:, strip : strip + STRIP] = packed[:, strip : strip + STRIP]
+
+    each(range(0, codes.shape[0], ROWS), work, codes.size)
     return result
 
 

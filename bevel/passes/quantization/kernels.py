@@ -91,7 +91,7 @@ class Kernel(Form):
         """Return one entry for each piece; a block may have several."""
         found = rows(quantized, array)
         times = self.pieces if found.shape[1] == 1 else quantized.block // self.piece
-        return np.ascontiguousarray(np.repeat(found, times, axis=1)[:, : self.pieces])
+        return np.ascontiguousarray((found if times == 1 else np.repeat(found, times, axis=1))[:, : self.pieces])
 
 
 @dataclass(frozen=True, eq=False)

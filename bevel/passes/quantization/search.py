@@ -32,6 +32,9 @@ BETA: Final = 10.0
 FASTER: Final = 1.01
 # The power of an error of nothing is infinite.
 LEAST: Final = 1e-8
+# In the type of what they are used with.
+NOTHING: Final = np.float32(0)
+SIGN: Final = np.uint32(1 << 31)
 
 
 @dataclass(frozen=True)
@@ -45,24 +48,48 @@ class Measure:
         if self.power == SQUARED:
             sizes = np.square(error, out=error)
         else:
-            sizes = np.power(np.abs(error, out=error) + np.float32(LEAST), np.float32(self.power))
+            sizes = _sizes(error)
+            np.power(sizes, np.float32(self.power), out=sizes)
         if weights is not None:
             sizes *= weights
         total: Array = sizes.sum(ENTRIES, keepdims=True)
         return total
 
-    def without_outliers(self, blocks: Array, error: Array, step: int) -> Array:
+    def without_outliers(self, blocks: Array, units: Array, grid: Grid, step: int) -> Array:
         """Return what scales are to be fitted to: all of the blocks, or without the part of errors that is forgiven."""
         if self.power == SQUARED:
             return blocks
-        size = np.abs(error) + np.float32(LEAST)
-        forgiven = np.maximum(size - np.power(size, np.float32(self.power - 1)) / np.float32(BETA * FASTER**step), 0)
-        target: Array = blocks - np.sign(error) * forgiven
-        return target
+        values = units * grid.scale
+        error = np.subtract(blocks, values, out=values)
+        forgiven = _sizes(error)
+        kept = np.power(forgiven, np.float32(self.power - 1))
+        kept /= np.float32(BETA * FASTER**step)
+        forgiven -= kept
+        np.maximum(forgiven, NOTHING, out=forgiven)
+        signed = forgiven.view(np.uint32)  # the sign is a bit, which costs less than a product
+        signed |= error.view(np.uint32) & SIGN
+        return np.subtract(blocks, forgiven, out=forgiven)
 
 
-def search(fmt: Format, blocks: Array, base: float, power: float = SQUARED, weights: Array | None = None) -> Grid:
-    """Return the grid `[outer, blocks, 1, inner]` of least error found; `weights` are of the elements of blocks."""
+def _sizes(error: Array) -> Array:
+    """Return magnitudes, none of them zero, as an array of its own."""
+    sizes: Array = np.abs(error)
+    sizes += np.float32(LEAST)
+    return sizes
+
+
+def search(
+    fmt: Format,
+    blocks: Array,
+    base: float,
+    power: float = SQUARED,
+    weights: Array | None = None,
+    codes: Array | None = None,
+) -> Grid:
+    """Return the grid `[outer, blocks, 1, inner]` of least error found; `weights` are of the elements of blocks.
+
+    The nearest codes of the blocks are written into `codes`, if given.
+    """
     shape = (*blocks.shape[:2], 1, blocks.shape[3])
     scale, zero = np.empty(shape, np.float32), np.empty(shape, np.float32) if fmt.zero_bits else None
     rows, heavy = long_rows(blocks), None if weights is None else long_rows(weights)
@@ -73,6 +100,8 @@ def search(fmt: Format, blocks: Array, base: float, power: float = SQUARED, weig
         long_rows(scale)[part] = found.scale
         if zero is not None:
             long_rows(zero)[part] = found.zero
+        if codes is not None:
+            fmt.encoded(piece, found, long_rows(codes)[part])
 
     each_part(rows.shape, work)
     return Grid(scale, zero)
@@ -86,8 +115,9 @@ def _search(fmt: Format, blocks: Array, base: float, measure: Measure, weights: 
         trial = Grid(fmt.snap(first.scale * np.float32(span), base), first.zero)
         best, least = _better(best, least, trial, measure(error(fmt, blocks, trial), weights))
     for step in range(REFITS if squared else FITS):
-        target = measure.without_outliers(blocks, error(fmt, blocks, best), step)
-        trial = _refit(fmt, target, fmt.codes(blocks, best), best, base, weights)
+        units = fmt.units(blocks, best)
+        target = measure.without_outliers(blocks, units, best, step)
+        trial = _refit(fmt, target, units, best, base, weights)
         best, least = _better(best, least, trial, measure(error(fmt, blocks, trial), weights))
     return best
 
@@ -99,16 +129,17 @@ def _better(best: Grid, least: Array, trial: Grid, found: Array) -> tuple[Grid, 
     return Grid(np.where(wins, trial.scale, best.scale), zero), np.where(wins, found, least)
 
 
-def _refit(fmt: Format, target: Array, codes: Array, grid: Grid, base: float, weights: Array | None) -> Grid:
-    """Return the least-squares scales of codes, then the mean zero points."""
-    units = fmt.values(codes, Grid(np.ones_like(grid.scale), grid.zero))
+def _refit(fmt: Format, target: Array, units: Array, grid: Grid, base: float, weights: Array | None) -> Grid:
+    """Return the least-squares scales of codes, given what these stand for, then the mean zero points."""
     heavy = units if weights is None else units * weights
     energy, match = (heavy * units).sum(ENTRIES, keepdims=True), (heavy * target).sum(ENTRIES, keepdims=True)
     scale = np.divide(match, energy, out=grid.scale.copy(), where=(energy > 0) & (match != 0))
     scale = fmt.snap(scale, base)
     if grid.zero is None or not isinstance(fmt, Integers):
         return Grid(scale, grid.zero)
-    zero = np.rint((codes - target / scale).mean(ENTRIES, keepdims=True))
+    codes = units + grid.zero
+    codes -= target / scale
+    zero = np.rint(codes.mean(ENTRIES, keepdims=True))
     return Grid(scale, np.clip(zero, 0, fmt.highest))
 
 
