@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from bevel.errors import EditRefused
 from bevel.ir.names import Names
+from bevel.ir.provenance import is_learnt, mark_learnt
 
 
 def piece(model: ir.Model, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Model:
@@ -25,8 +26,10 @@ def piece(model: ir.Model, inputs: Sequence[ir.Value], outputs: Sequence[ir.Valu
     )
     copy = view.clone()
     for value in copy.initializers.values():
+        learnt = is_learnt(value)
         value.metadata_props.clear()  # what is made of a parameter is that parameter no more
         value.meta.clear()
+        mark_learnt(value, learnt)
     return ir.Model(copy, ir_version=model.ir_version, functions=list(model.functions.values()))
 
 

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 KEY: Final = "bevel.provenance"
 ORIGIN: Final = "bevel.origin"
+LEARNT: Final = "bevel.learnt"
 
 Kind: TypeAlias = Literal["transpose", "unsqueeze", "squeeze", "cast"]
 
@@ -122,3 +123,22 @@ def origin(model: ir.Model) -> Origin | None:
 def set_origin(model: ir.Model, source: Origin) -> None:
     """Note which module a model came from."""
     model.graph.meta[ORIGIN] = source
+
+
+def is_learnt(value: ir.Value) -> bool | None:
+    """Say whether an initializer holds what training learns, where that is known: from its parameter, or from a mark.
+
+    Of what a pass made new no parameter is known. Unmarked, `bevel.to_torch` takes it for a constant in models that
+    came from a module, and for a parameter in others.
+    """
+    source = provenance(value)
+    if source is not None:
+        return source.trainable
+    mark = value.metadata_props.get(LEARNT)
+    return None if mark is None else mark == "true"
+
+
+def mark_learnt(value: ir.Value, learnt: bool | None) -> None:
+    """Note whether a new initializer holds what training learns; None for what is not known."""
+    if learnt is not None:
+        value.metadata_props[LEARNT] = "true" if learnt else "false"

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from torch import Tensor, nn
 
 from bevel.backends.torch.table import FLOATS
-from bevel.ir.provenance import provenance
+from bevel.ir.provenance import is_learnt
 
 # Inputs that a model states or measures rather than learns: running statistics, limits, sizes, quantization steps.
 GIVEN: Final[Mapping[tuple[str, str], frozenset[int]]] = {
@@ -43,15 +43,16 @@ class Parameters(nn.Module):
 def is_trained(value: ir.Value, *, from_module: bool) -> bool:
     """Say whether an initializer is a parameter.
 
-    Where it came from decides; what has no origin in a model that came from a module is a constant. In other models
-    every tensor of floats is a parameter, but single numbers and what only states something (`GIVEN`).
+    Where it came from decides, or what a pass says of what it made; what has no origin in a model that came from a
+    module is a constant. In other models every tensor of floats is a parameter, but single numbers and what only states
+    something (`GIVEN`).
     """
-    tensor, source = value.const_value, provenance(value)
+    tensor, learnt = value.const_value, is_learnt(value)
     assert tensor is not None
     if tensor.dtype not in FLOATS:
         return False
-    if source is not None or from_module:
-        return source is not None and source.trainable
+    if learnt is not None or from_module:
+        return bool(learnt)
     uses = [(use.node.domain, use.node.op_type, use.idx) for use in value.uses()]
     return tensor.size > 1 and any(index not in GIVEN.get((domain, kind), ()) for domain, kind, index in uses)
 

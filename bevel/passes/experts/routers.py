@@ -41,8 +41,8 @@ class Linear:
 
     def scores(self, write: Writer, rows: ir.Value, parts: Parts) -> ir.Value:
         """Write a product and a sum."""
-        product = write("MatMul", rows, write.floats("router.weight", self.weight))
-        return write("Add", product, write.floats("router.bias", self.bias))
+        product = write("MatMul", rows, write.learnt("router.weight", self.weight))
+        return write("Add", product, write.learnt("router.bias", self.bias))
 
 
 @dataclass(frozen=True, eq=False)

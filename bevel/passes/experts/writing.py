@@ -11,6 +11,7 @@ import onnx_ir as ir
 from bevel.ir.feed_forward import FeedForward
 from bevel.ir.names import Names
 from bevel.ir.piece import graft
+from bevel.ir.provenance import mark_learnt
 from bevel.ir.resize import add_initializer
 
 Array = np.ndarray[Any, Any]
@@ -62,12 +63,20 @@ class Writer:
             self.graph.insert_before(self._before, node)
 
     def constant(self, name: str, array: Array) -> ir.Value:
-        """Return an initializer with an array, of the array's type."""
-        return add_initializer(self.graph, f"{self.prefix}.{name}", ir.tensor(array), self.names)
+        """Return an initializer with an array, of the array's type, that is not trained."""
+        value = add_initializer(self.graph, f"{self.prefix}.{name}", ir.tensor(array), self.names)
+        mark_learnt(value, False)
+        return value
 
     def floats(self, name: str, array: Array) -> ir.Value:
         """Return an initializer of the writer's type."""
         return self.constant(name, np.asarray(array).astype(self.dtype.numpy()))
+
+    def learnt(self, name: str, array: Array) -> ir.Value:
+        """Return an initializer of the writer's type that is trained where the model is."""
+        value = self.floats(name, array)
+        mark_learnt(value, True)
+        return value
 
     def integers(self, name: str, *numbers: int) -> ir.Value:
         """Return a list of integers."""

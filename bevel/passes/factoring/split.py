@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bevel.ir.names import Names
+from bevel.ir.provenance import is_learnt, mark_learnt
 from bevel.ir.resize import add_initializer
 from bevel.passes.fitting.layers import CONV, CONV_TRANSPOSE, DATA, GEMM, MATMUL, WEIGHT, Layer, rounded
 from bevel.passes.fitting.unfold import GEOMETRY
@@ -33,6 +34,8 @@ def split(layer: Layer, up: Array, down: Array, names: Names) -> None:
         add_initializer(graph, f"{weight.name}.{part}", tensor, names)
         for part, tensor in zip(("down", "up"), tensors, strict=True)
     )
+    for factor in (low, high):
+        mark_learnt(factor, is_learnt(weight))
     attributes = _move_geometry(layer)
     operator = MATMUL if node.op_type == GEMM else CONV if node.op_type == CONV_TRANSPOSE else node.op_type
     before = ir.node(operator, [layer.data, low], attributes, name=names.free(f"{node.name}.down"))
