@@ -82,10 +82,11 @@ class Writer:
         """Return a list of integers."""
         return self.constant(name, np.array(numbers, np.int64))
 
-    def graft(self, source: ir.Model, given: ir.Value, prefix: str) -> ir.Value:
-        """Put a model with one input and one output here, and return that output."""
-        name = source.graph.inputs[0].name or ""
-        return graft(source, self.graph, {name: given}, f"{self.prefix}.{prefix}", self.names, self._before)[0]
+    def graft(self, source: ir.Model, given: ir.Value | Sequence[ir.Value], prefix: str) -> ir.Value:
+        """Put a model with one output here, and return that; `given` is what its inputs are, in order."""
+        values = [given] if isinstance(given, ir.Value) else given
+        by_name = {put.name or "": value for put, value in zip(source.graph.inputs, values, strict=True)}
+        return graft(source, self.graph, by_name, f"{self.prefix}.{prefix}", self.names, self._before)[0]
 
     def flattened(self, value: ir.Value, layer: FeedForward, width: int) -> ir.Value:
         """Return a value of the layer's rank as rows `[rows, width]`."""
