@@ -10,10 +10,11 @@ import pytest
 import bevel
 from bevel.backends.onnxruntime import Session
 from bevel.errors import PromiseBroken
+from bevel.ir import passages
 from bevel.ir.coupling import Freedom
 from bevel.ir.edit import permute
 from bevel.ir.groups import analyse, groups
-from bevel.passes.base import Outcome, Pass, Preserving, Promise
+from bevel.passes.base import REASSOCIATION_RTOL, Outcome, Pass, Preserving, Promise
 from bevel.transport import check_motions
 from tests import zoo
 from tests.graphs import graph
@@ -80,6 +81,11 @@ def scan() -> ir.Model:
     return graph(SCAN, SCAN_WEIGHTS)
 
 
+def shared() -> ir.Model:
+    """One step for all states of a channel, as in Mamba-2."""
+    return graph(SCAN.replace("float[n, 16, 5] e", "float[n, 16, 1] e"), {**SCAN_WEIGHTS, "A_log": (16, 1)})
+
+
 def in_rounds() -> ir.Model:
     return bevel.load(zoo.path("mamba", "dynamo"))
 
@@ -116,8 +122,7 @@ def recurrence(weights, u):
 
 def test_the_scan_computes_the_recurrence():
     model, u = scan(), feed()
-    weights = {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
-    expected = recurrence(weights, u)
+    expected = recurrence(weights_of(model), u)
     np.testing.assert_allclose(answer(model, u), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
@@ -130,13 +135,19 @@ def freedoms(model):
     return found
 
 
-@pytest.mark.parametrize(("build", "sizes", "states"), [(scan, (16, 3, 5), set()), (in_rounds, (80, 6, 8), {"SCALE"})])
+MATRICES = {"SCALE", "ROTATE", "LINEAR"}
+
+
+@pytest.mark.parametrize(
+    ("build", "sizes", "states"),
+    # States that decay by exponents of their own cannot be mixed.
+    [(scan, (16, 3, 5), {"SCALE"}), (shared, (16, 3, 5), MATRICES), (in_rounds, (80, 6, 8), {"SCALE"})],
+)
 def test_every_dimension_is_found(build, sizes, states):
     inner, rank, state = sizes
     assert freedoms(build()) == {
         inner: {"PERMUTE", "SELECT", "SCALE"},
-        rank: {"PERMUTE", "SELECT", "SCALE", "ROTATE", "LINEAR"},
-        # Each decays by an exponent of its own, so that no two can be mixed; the body of a Scan keeps scales still.
+        rank: {"PERMUTE", "SELECT", *MATRICES},
         state: {"PERMUTE", "SELECT"} | states,
     }
 
@@ -183,8 +194,49 @@ def test_a_weight_that_stays_behind_is_caught(name):
         bevel.optimize(scan(), [Reverse(forgotten=name)])
 
 
-def test_its_scales_and_maps_move():
-    moved = check_motions(scan(), {"u": feed()}, interface=True)
+# Motions
+
+
+@pytest.mark.parametrize(("build", "linear"), [(scan, 1), (shared, 2)])
+def test_its_scales_and_maps_move(build, linear):
+    moved = check_motions(build(), {"u": feed()}, interface=True)
     assert moved.disagreements == ()
-    assert moved.trials[Freedom.SCALE].dims >= 2
-    assert moved.trials[Freedom.LINEAR].dims >= 1
+    assert moved.trials[Freedom.SCALE].dims == 3
+    assert moved.trials[Freedom.LINEAR].dims == linear
+
+
+def motion(model, place, kind):
+    (found,) = next(each for each in groups(model) if place in map(str, each.members)).motions(kind)
+    return str(found)
+
+
+def test_what_is_written_moves_against_what_is_read():
+    assert motion(scan(), "x_proj[1.1]", "scale") == "x_proj[1.1]: +1, x_proj[1.2]: -1"
+    assert motion(shared(), "x_proj[1.1]", "linear") == "x_proj[1.1]: +1, x_proj[1.2]: -1"
+    assert motion(scan(), "x_proj[1.0]", "linear") == "x_proj[1.0]: +1, dt_proj[0]: -1"
+
+
+def test_states_that_are_not_carried_along_are_caught(monkeypatch):
+    def lie(site):
+        return [each for each in passages.passages(site) if each.iterations is None]
+
+    monkeypatch.setattr("bevel.ir.symmetry.passages", lie)
+    assert check_motions(scan(), {"u": feed()}, interface=True).disagreements != ()
+
+
+@pytest.mark.parametrize("build", [scan, shared])
+@pytest.mark.parametrize("passes", ["smooth{gates=true}", "rotate", "rotate{kind=klt}"])
+def test_smoothed_and_turned_and_computing_the_same(build, passes):
+    model, calibration = build(), [{"u": feed()}]
+    expected, before = answer(model, feed(3, 5)), weights_of(model)
+    (step,) = bevel.optimize(model, passes, calibration=calibration).steps
+    assert step.error <= REASSOCIATION_RTOL
+    assert np.abs(answer(model, feed(3, 5)) - expected).max() <= REASSOCIATION_RTOL * np.abs(expected).max()
+    after = weights_of(model)
+    changed = {name for name, array in before.items() if not np.array_equal(array, after[name])}
+    turned = {"x_proj", "dt_proj"}  # B and C are both rows of x_proj
+    assert changed == ({*turned, "in_proj", "conv", "conv_bias", "out_proj"} if "smooth" in passes else turned)
+
+
+def weights_of(model):
+    return {name: value.const_value.numpy().copy() for name, value in model.graph.initializers.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -83,15 +83,29 @@ class Crossing:
     strand: Strand
     facts: Facts
 
-    def state(self, along: Along, *, energy: bool) -> None:
-        """Add the equations of the strand to those of its dimension; `energy` is what no rotation changes."""
+    def state(self, along: Along, *, summed: Callable[[], bool]) -> None:
+        """Add the equations of the strand to those of its dimension; `summed`: only sums over it read the output."""
         gain = self._gain()
+        factors = None if gain else self._multiplied()
         if gain:
             along.norms.append(Norm(self.strand, *gain, at(self.node, _TURNED_GAIN)))
-        if gain or energy:
             along.equations += [each._replace(kinds=each.kinds & ~Freedom.ROTATE) for each in self._equations()]
+        elif factors and summed():
+            along.equations += [each._replace(kinds=each.kinds & ~MIXING) for each in self._equations()]
+            along.equations += self._against(*factors, MIXING)
         else:
             along.equations += self._equations()
+
+    def _multiplied(self) -> tuple[Occurrence, Occurrence] | None:
+        """Return what the node multiplies entry by entry, if it does nothing else."""
+        terms, inputs, outputs = self._terms(), self.strand.inputs, self.strand.outputs
+        if len(terms) != 1 or len(terms[0].times) != 2 or terms[0].over or self.action.moves or self.action.inner:
+            return None
+        left, right = terms[0].times
+        whole = not self.strand.fixed and set(outputs) == {0} and set(inputs) == {left, right}
+        if not whole or not all(self._one_axis(side) for side in (*inputs.values(), *outputs.values())):
+            return None
+        return inputs[left][0], inputs[right][0]
 
     def _gain(self) -> Gain | None:
         """Return the gain that the node multiplies by along this strand, if there is one and nothing else is done."""
@@ -194,10 +208,14 @@ class Crossing:
             return
         for one, *more in (left, right):
             yield from self._equal([one, *more])
-        if left[0] == right[0]:
-            yield from self._zero(left, "it multiplies this operand by itself", Freedom.SCALE | Freedom.LINEAR)
+        yield from self._against(left[0], right[0], MOTIONS)
+
+    def _against(self, left: Occurrence, right: Occurrence, kinds: Freedom) -> Iterator[Equation]:
+        """State that the inner product of two operands stays as it is; rotations leave that with itself alone."""
+        if left == right:
+            yield from self._zero([left], "it multiplies this operand by itself", kinds & ~Freedom.ROTATE)
         else:
-            yield Equation(MOTIONS, ((left[0], 1), (right[0], 1)), "")
+            yield Equation(kinds, ((left, 1), (right, 1)), "")
 
     def _kept(self, output: Occurrence, terms: Sequence[Term]) -> Iterator[Equation]:
         """State the exponent of the output, which is that of every term."""

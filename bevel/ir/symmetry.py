@@ -9,6 +9,8 @@ initializers are free. A solution that is not zero everywhere is a motion: the f
     r = Relu(h)               e(r) = e(h), for diagonals only
     y = r @ down              e(r) + e(down) = 0           up: +1, down: -1
 
+What is multiplied entry by entry and then only summed up is an inner product, as in a matrix product.
+
 A rotation passes more than that. A norm lets it through once its gain is ones, and so does any multiplication by a
 vector of weights; squares that are summed up stay the same. A rotation that keeps the mean, whose rows add up to one,
 also passes what subtracts the mean or adds one number to all entries.
@@ -20,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import onnx_ir as ir
 
@@ -29,8 +31,9 @@ from bevel.ir.axes import Dim, resolve
 from bevel.ir.coupling import Freedom, find_action
 from bevel.ir.crossing import MOTIONS, Along, Crossing, Equation, Norm, Sides, at
 from bevel.ir.exponents import solutions
+from bevel.ir.passages import pairs, passages
 from bevel.ir.site import Facts, Opaque, Site
-from bevel.ir.strands import Occurrence, Strand, occurrences, strands
+from bevel.ir.strands import UNALIGNED, Occurrence, Strand, occurrences, strands
 
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 
@@ -171,35 +174,47 @@ class _Reading:
                     self._still(value, f"{value.name!r} holds no floats")
         site = Site(node, self.facts, self.model.opset_imports.get(node.domain, 1))
         if bodies := [each.as_graph() for each in node.attributes.values() if each.type is ir.AttributeType.GRAPH]:
-            self._still_around(node, bodies)
+            self._around(site, bodies)
             return
         action = action_of(site)
         if action.blind:
             return
         for strand in strands(site):
-            energy = self._summed_squares(node, action, strand)
             along = self.along.setdefault(strand.dim, Along())
-            Crossing(node, action, strand, self.facts).state(along, energy=energy)
+            Crossing(node, action, strand, self.facts).state(along, summed=partial(self._summed, node, strand))
 
-    def _summed_squares(self, node: ir.Node, action: Action, strand: Strand) -> bool:
-        """Say whether a node squares its operand and all that reads the squares sums them up along the strand."""
-        return _squares(node, action) and all(self._sums_away(use.node, strand.dim) for use in node.outputs[0].uses())
+    def _summed(self, node: ir.Node, strand: Strand) -> bool:
+        """Say whether all that reads the output of a node sums it up along the strand."""
+        inside = len(node.outputs) == 1 and 0 in strand.outputs and not node.outputs[0].is_graph_output()
+        return inside and all(self._sums_away(use.node, strand.dim) for use in node.outputs[0].uses())
 
     def _sums_away(self, node: ir.Node, dim: Dim) -> bool:
         site = Site(node, self.facts, self.model.opset_imports.get(node.domain, 1))
         return action_of(site) == LINEAR and not any(each.outputs for each in strands(site) if each.dim is dim)
 
-    def _still_around(self, node: ir.Node, bodies: Sequence[ir.Graph]) -> None:
-        """Let nothing pass into or out of the graphs inside a node."""
-        inner = [value for body in bodies for value in (*body.inputs, *body.outputs)]
-        for value in (*node.inputs, *node.outputs, *inner):
-            if value is not None:
-                self._still(value, at(node, "nothing passes into its graphs or out of them"))
+    def _around(self, site: Site, bodies: Sequence[ir.Graph]) -> None:
+        """Let values be multiplied alike outside and inside the graphs of a node; else let nothing pass."""
+        try:
+            found = passages(site)
+        except Opaque as reason:
+            inner = [value for body in bodies for value in (*body.inputs, *body.outputs)]
+            for value in (*site.node.inputs, *site.node.outputs, *inner):
+                if value is not None:
+                    self._still(value, at(site.node, str(reason)))
+            return
+        for passage in found:
+            same, alone = pairs(passage, self.facts)
+            for pair in same:
+                self._state(pair.dim, Equation(MOTIONS, ((pair.outer, 1), (pair.inner, -1)), ""))
+            for occurrence, dim in alone:
+                self._state(dim, Equation(MOTIONS, ((occurrence, 1),), at(site.node, UNALIGNED)))
 
     def _still(self, value: ir.Value, why: str) -> None:
         for occurrence, dim in occurrences(value, self.facts):
-            along = self.along.setdefault(dim, Along())
-            along.equations.append(Equation(MOTIONS, ((occurrence, 1),), why))
+            self._state(dim, Equation(MOTIONS, ((occurrence, 1),), why))
+
+    def _state(self, dim: Dim, equation: Equation) -> None:
+        self.along.setdefault(dim, Along()).equations.append(equation)
 
 
 def action_of(site: Site) -> Action:
@@ -211,11 +226,3 @@ def action_of(site: Site) -> Action:
         return found(site)
     except Opaque:
         return Action()
-
-
-def _squares(node: ir.Node, action: Action) -> bool:
-    """Say whether a node multiplies one value by itself."""
-    if len(node.outputs) != 1 or len(action.terms) != 1 or not isinstance(action.terms, tuple) or action.packed:
-        return False
-    (term,) = action.terms
-    return len(term.times) == 2 and not term.over and len({node.inputs[index] for index in term.times}) == 1

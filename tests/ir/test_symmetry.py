@@ -12,9 +12,10 @@ import pytest
 
 import bevel
 from bevel.errors import UnsupportedModel
-from bevel.ir import action, coupling
+from bevel.ir import action, coupling, passages
 from bevel.ir.coupling import Freedom
 from bevel.ir.groups import Group, groups
+from bevel.ir.site import Site
 from bevel.transport import Moved, check_motions
 from tests import zoo
 from tests.graphs import graph
@@ -317,17 +318,69 @@ def test_what_a_body_without_a_rule_reads_stays_as_it_is() -> None:
         assert found.motions("scale") == []
 
 
-def test_a_body_lets_nothing_through() -> None:
-    text = """
-    g (bool c, float[4, 6] x) => (float[4, 3] z) {
-      h = MatMul (x, w)
-      y = If (c) <
-        then_branch = t () => (float[4, 5] p) { p = MatMul (h, a) },
-        else_branch = e () => (float[4, 5] q) { q = MatMul (h, b) }
-      >
-      z = MatMul (y, v)
+BRANCHES = """
+g (bool c, float[4, 6] x) => (float[4, 3] z) {
+  h = MatMul (x, w)
+  y = If (c) <
+    then_branch = t () => (float[4, 5] p) { p = MatMul (h, a) },
+    else_branch = e () => (float[4, 5] q) { q = MatMul (h, b) }
+  >
+  z = MatMul (y, v)
+}
+"""
+LOOP = """
+g (int64 turns, bool go, float[4, 6] x) => (float[4, 3] z, float[n, 4, 3] each) {
+  h = MatMul (x, w)
+  y, all = Loop (turns, go, h) <
+    body = b (int64 turn, bool on, float[4, 5] s) => (bool more, float[4, 5] t, float[4, 5] o) {
+      more = Identity (on)
+      t = Mul (s, a)
+      o = Neg (s)
     }
-    """
-    model = graph(text, {"w": (6, 8), "a": (8, 5), "b": (8, 5), "v": (5, 3)})
-    assert exponents(group(model, "w[1]")) == ["w[1]: +1, a[0]: -1, b[0]: -1"]
-    assert "nothing passes into its graphs" in group(model, "v[0]").why("scale")[0]
+  >
+  z = MatMul (y, v)
+  each = MatMul (all, last)
+}
+"""
+X = {"x": np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)}
+
+
+def branches() -> tuple[ir.Model, dict[str, np.ndarray]]:
+    return graph(BRANCHES, {"w": (6, 8), "a": (8, 5), "b": (8, 5), "v": (5, 3)}), {**X, "c": np.array(False)}
+
+
+def loop() -> tuple[ir.Model, dict[str, np.ndarray]]:
+    return graph(LOOP, {"w": (6, 5), "a": (5,), "v": (5, 3), "last": (5, 3)}), {
+        **X,
+        "turns": np.array(3),
+        "go": np.array(True),
+    }
+
+
+def test_both_branches_follow_what_passes_into_them_and_out() -> None:
+    model, feed = branches()
+    assert exponents(group(model, "w[1]"), "linear") == ["w[1]: +1, a[0]: -1, b[0]: -1"]
+    assert exponents(group(model, "v[0]"), "linear") == ["a[1]: +1, b[1]: +1, v[0]: -1"]
+    everything_moves(model, feed)
+    everything_moves(model, {**feed, "c": np.array(True)})
+
+
+def test_what_a_loop_carries_scales_with_what_it_leaves() -> None:
+    model, feed = loop()
+    assert exponents(group(model, "w[1]")) == ["w[1]: +1, v[0]: -1, last[0]: -1"]
+    assert everything_moves(model, feed).trials[Freedom.SCALE].dims == 1
+
+
+@pytest.mark.parametrize(("made", "forgotten"), [(branches, 1), (loop, 1), (loop, 2), (loop, 3)])
+def test_a_passage_that_is_forgotten_is_caught(made, forgotten: int, monkeypatch) -> None:
+    def without(site: Site) -> list[passages.Passage]:
+        return [each for place, each in enumerate(passages.passages(site)) if place != forgotten]
+
+    model, feed = made()
+    monkeypatch.setattr("bevel.ir.symmetry.passages", without)
+    assert check_motions(model, feed, interface=True).disagreements != ()
+
+
+def test_a_square_that_leaves_the_graph_binds_rotations() -> None:
+    model = graph("g (float[n, 6] x) => (float[n, 8] y) { h = MatMul (x, up)  y = Mul (h, h) }", {"up": (6, 8)})
+    assert not group(model, "up[1]").allows("rotate")
