@@ -18,6 +18,7 @@ from bevel.passes.formats import Format, Quantized, block_format
 from bevel.passes.formats.blocks import THREADS, finite
 from bevel.passes.outputs import Outputs
 from bevel.passes.quantization.branches import Branched, Projection, branched
+from bevel.passes.quantization.experts import Experts, apart, experts
 from bevel.passes.quantization.forms import Form
 from bevel.passes.quantization.kernels import kernel
 from bevel.passes.quantization.ledger import Entry, Ledger, Result, units
@@ -39,9 +40,10 @@ KEPT: Final = 1 << 28
 class QuantizeBlocks(Pass):
     """Keep weights in a few bits each, with a scale for every block of them.
 
-    What it does: replaces the weights of MatMul, Gemm, Conv, ConvTranspose and of Gather (embeddings) by codes in a
-    `format` (`bevel formats` lists them) and the scales of blocks: of the inputs of an output (`axis=in`), of the
-    outputs that an input has (`out`), or of the flat weight (`flat`); block 0 is the whole axis.
+    What it does: replaces the weights of MatMul, Gemm, Conv, ConvTranspose, LSTM, GRU, RNN, MoE and of Gather
+    (embeddings) by codes in a `format` (`bevel formats` lists them) and the scales of blocks: of the inputs of an
+    output (`axis=in`), of the outputs that an input has (`out`), or of the flat weight (`flat`); block 0 is the whole
+    axis.
 
     `nearest` takes scales that span each block. `clip` searches those of least squared error, zero points too. `hqq`
     fits them to an error that forgives outliers; it is for formats with zero points. `gptq` looks at the calibration
@@ -55,8 +57,8 @@ class QuantizeBlocks(Pass):
     in half precision and counted; kernels that read the same share the first of both with `svdquant`, and what is
     floats once it is loaded takes them in.
 
-    `emit=fast` writes ONNX Runtime's MatMulNBits and GatherBlockQuantized, in the variants that are fast; products
-    round activations to 8 bits too. `portable` writes standard operators: DequantizeLinear from opset 21 on where ONNX
+    `emit=fast` writes ONNX Runtime's MatMulNBits, GatherBlockQuantized and QMoE, in the variants that are fast;
+    products round activations to 8 bits too. `portable` writes standard operators: DequantizeLinear from opset 21 on where ONNX
     Runtime fuses it. What has no such form is stored as bytes and tables: small in the file, plain floats once loaded.
     What several of these operators read is stored once. The opset stays as it is. A weight stays as it is where it is
     not finite, would not become smaller, or something else reads it too; a table of angles (it multiplies) does, too.
@@ -167,12 +169,24 @@ class QuantizeBlocks(Pass):
                 left[target.name] = why if form is None else "it would not become smaller"
             else:
                 planned.append(Entry(form, why))
+        planned = list(self._paired(planned, tables))
         if self.rounding == "nearest" and self.branch == "none" and sum(each.form.nbytes for each in planned) > KEPT:
             weights = self._streamed(planned, ledger)
         else:
             weights = self._kept(model, planned, ledger, context)
         write(model, list(weights))
         return ledger
+
+    def _paired(self, planned: Sequence[Entry], tables: MutableMapping[bytes, ir.Value]) -> Iterator[Entry]:
+        """Yield the plan without experts that QMoE cannot read since their other weight differs."""
+        lonely = set(apart([each.form for each in planned if isinstance(each.form, Experts)]))
+        for each in planned:
+            form = each.form
+            if form in lonely:
+                form = Tabled(form.target, form.format, form.axis, form.block, tables=tables)
+                yield Entry(form, "QMoE needs both weights of experts in the same bits and blocks")
+            else:
+                yield each
 
     def _form(
         self,
@@ -194,7 +208,7 @@ class QuantizeBlocks(Pass):
         axis, opset = target.axis(self.axis), model.opset_imports.get("", 1)
         wished: Form | str
         if self.emit == "fast":
-            wished = kernel(target, fmt, axis, self.block)
+            wished = (experts if target.stacked else kernel)(target, fmt, axis, self.block)
         else:
             wished = dequantized(target, fmt, axis, self.block, opset)
         if isinstance(wished, Form):

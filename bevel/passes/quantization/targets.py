@@ -1,4 +1,4 @@
-"""The weights that can be quantized: of layers, and tables whose rows are gathered."""
+"""The weights that can be quantized: of layers, recurrences and experts, and tables whose rows are gathered."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,13 +10,22 @@ import numpy as np
 import onnx_ir as ir
 
 from bevel.ir.content import content
-from bevel.passes.fitting.layers import CONV_TRANSPOSE, Layer, layers
+from bevel.passes.fitting.layers import CONV_TRANSPOSE, WEIGHT, Layer, layers
 from bevel.passes.patterns import asked
 
 Array = np.ndarray[Any, Any]
 
 GATHER: Final = "Gather"
+# Where operators that are no layers have their weights; the inputs of an output are along the last axis.
+STACKS: Final = {
+    ("", "LSTM"): (1, 2),
+    ("", "GRU"): (1, 2),
+    ("", "RNN"): (1, 2),
+    ("com.microsoft", "MoE"): (2, 4, 6),
+}
 FLOATS: Final = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
+# Weights that are no matrices have more axes.
+RANK: Final = 2
 # What passes a gathered row on as it is.
 PASSING: Final = frozenset(
     {"Cast", "Concat", "Expand", "Identity", "Neg", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
@@ -28,8 +37,8 @@ class Target:
     """A weight, the node that reads it, and the weight as a matrix of inputs and outputs.
 
     Of a weight that is read more than once, `others` are the other readers, who all take it the same way. The matrix
-    is the weight's content in the order it is stored in: a kernel's rows are its filters. What is asked once is
-    remembered, for the node does not stay.
+    is the weight's content in the order it is stored in: a kernel's rows are its filters, those of a stack of matrices
+    all of theirs. What is asked once is remembered, for the node does not stay.
     """
 
     node: ir.Node
@@ -55,8 +64,15 @@ class Target:
         return tuple(self.tensor.shape.numpy())
 
     @cached_property
+    def stacked(self) -> bool:
+        """Whether it is a stack of matrices: of directions, or of experts."""
+        return (self.node.domain, self.node.op_type) in STACKS
+
+    @cached_property
     def matrix_shape(self) -> tuple[int, int]:
         """The matrix's shape."""
+        if self.stacked:
+            return int(np.prod(self.shape[:-1])), self.shape[-1]
         return self.shape[0], int(np.prod(self.shape[1:]))
 
     @cached_property
@@ -112,6 +128,21 @@ def _candidates(model: ir.Model) -> Iterator[Target]:
             table = node.inputs[0]
             if table is not None and table.const_value is not None and _is_table(node, table):
                 yield Target(node, table)
+        else:
+            yield from (Target(node, weight) for weight in _weights(node))
+
+
+def _weights(node: ir.Node) -> Iterator[ir.Value]:
+    """Yield the weights of a recurrence, of experts, and of a transposed convolution in groups."""
+    places = (WEIGHT,) if node.op_type == CONV_TRANSPOSE else STACKS.get((node.domain, node.op_type), ())
+    for weight in (node.inputs[place] for place in places if place < len(node.inputs)):
+        if weight is not None and weight.is_initializer() and not weight.is_graph_input() and _is_stack(weight):
+            yield weight
+
+
+def _is_stack(weight: ir.Value) -> bool:
+    tensor = weight.const_value
+    return tensor is not None and tensor.dtype.is_floating_point() and len(tensor.shape) > RANK
 
 
 def _is_table(node: ir.Node, table: ir.Value) -> bool:
@@ -130,7 +161,7 @@ def _objection(readers: Sequence[Target]) -> str:
         return "used as it is and transposed"
     if first.tensor.dtype not in FLOATS:
         return "quantized already"
-    if any(target.layer is None and _multiplies(target.node) for target in readers):
+    if any(target.node.op_type == GATHER and _multiplies(target.node) for target in readers):
         return "its rows multiply others, as angles do"
     return "" if first.tensor.size else "empty"
 
