@@ -58,11 +58,11 @@ class QuantizeBlocks(Pass):
     floats once it is loaded takes them in.
 
     `emit=fast` writes ONNX Runtime's MatMulNBits, GatherBlockQuantized and QMoE, in the variants that are fast;
-    products round activations to 8 bits too. `portable` writes standard operators: DequantizeLinear from opset 21 on where ONNX
-    Runtime fuses it. What has no such form is stored as bytes and tables: small in the file, plain floats once loaded.
-    What several of these operators read is stored once. The opset stays as it is. A weight stays as it is where it is
-    not finite, would not become smaller, or something else reads it too; a table of angles (it multiplies) does, too.
-    Above 256 MB, `nearest` quantizes weights one at a time while the model is written.
+    products round activations to 8 bits too. `portable` writes standard operators: DequantizeLinear from opset 21 on
+    where ONNX Runtime fuses it. What has no such form is stored as bytes and tables: small in the file, plain floats
+    once loaded. What several of these operators read is stored once. The opset stays as it is. A weight stays as it is
+    where it is not finite, would not become smaller, or something else reads it too; a table of angles (it multiplies)
+    does, too. Above 256 MB, `nearest` quantizes weights one at a time while the model is written.
 
     With several `formats` each weight gets the one that does the least damage to the model's outputs for so many
     `bits` an element in the mean, or for the fewest bytes below the run's limit for the error. Even with one format,

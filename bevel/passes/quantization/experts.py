@@ -80,9 +80,7 @@ class Experts(Kernel):
         if not old.attributes.get_int("normalize_routing_weights", 0):
             inputs[SHARES] = put(old, "Softmax", [router], f"{router.name}.shares", names, axis=-1)
         new = ir.node("QMoE", inputs, domain=MICROSOFT, name=old.name)
-        new.attributes.update(
-            {name: old.attributes[name] for name in (*ROUTING, *ACTIVATION) if name in old.attributes}
-        )
+        new.attributes.update({name: old.attributes[name] for name in TAKEN if name in old.attributes})
         numbers = {"expert_weight_bits": self.whole.bits, "block_size": self.piece, "accuracy_level": ACCURACY}
         new.attributes.update({name: ir.AttrInt64(name, number) for name, number in numbers.items()})
         new.doc_string = old.doc_string
