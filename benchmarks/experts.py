@@ -29,9 +29,10 @@ from bevel.ir.split import Partition
 from bevel.passes.base import Context
 from bevel.passes.calibration import Calibration
 from bevel.passes.execution import Execution
-from bevel.passes.experts.emission import Mixture, masked
+from bevel.passes.experts.emission import masked
 from bevel.passes.experts.evidence import Evidence, evidence
 from bevel.passes.experts.fits import ROUTERS
+from bevel.passes.experts.mixture import Mixture
 from bevel.passes.experts.splitters import SPLITTERS
 from bevel.passes.experts.trial import Fitted, attempt, pruning, write
 from tests import zoo

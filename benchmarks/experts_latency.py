@@ -4,7 +4,7 @@
 
 One feed-forward layer (Relu) of random weights becomes experts of which few are active, routed by a random router; all
 forms have the same parameters and answer the same rows, in turns, in one run on one thread. What counts is the
-processor time of that thread. Look at the ratios.
+processor time of that thread. Look at the ratios. qmoe 4/32 has weights of 4 bits, of which 32 share a scale.
 """
 
 import argparse
@@ -24,12 +24,19 @@ from bevel.ir.split import Partition
 from bevel.passes.base import Context
 from bevel.passes.calibration import Calibration
 from bevel.passes.execution import Execution
-from bevel.passes.experts.emission import Mixture, blocks, masked
+from bevel.passes.experts.emissions import EMISSIONS, Integers
 from bevel.passes.experts.evidence import evidence
-from bevel.passes.experts.packed import form_of, qmoe
+from bevel.passes.experts.mixture import Mixture
 from bevel.passes.experts.routers import Linear
 
 ROWS = (1, 16, 128)
+EMITTED = (
+    *((name, name, Integers()) for name in ("blocks", "moe", "gather", "masked", "dynamic")),
+    *(
+        (f"qmoe {bits}/{block}", "qmoe", Integers(bits, block))
+        for bits, block in ((4, 32), (4, 64), (4, 128), (8, 128))
+    ),
+)
 TEXT = """<ir_version: 10, opset_import: ["" : 21]>
 layer (float[n, {width}] x) => (float[n, {width}] y) {{
   h = MatMul (x, up)
@@ -59,15 +66,12 @@ def forms(layer: ir.Model, width: int, experts: int, active: int) -> dict[str, i
     router = Linear(rng.standard_normal((width, experts)), np.zeros(experts))
     context = Context(0, Calibration(lambda: [rows(64, width)], "benchmark"), Execution())
     found = {"dense": layer}
-    for name, bits in (("blocks", 0), ("masked", 0), ("qmoe 4 bit", 4), ("qmoe 8 bit", 8)):
+    for name, emission, integers in EMITTED:
         model = found[name] = layer.clone()
         (each,) = evidence(model, feed_forwards(analyse(model))[0], context)
         slices = np.split(np.arange(each.layer.size), experts)
         mixture = Mixture(Partition(np.arange(0), tuple(slices)), router, active)
-        if bits:
-            qmoe(each.parts, form_of(each), mixture, each.down, Names(model), bits, 32)
-        else:
-            {"blocks": blocks, "masked": masked}[name](each.parts, mixture, Names(model))
+        EMISSIONS[emission].prepare(each, each.down, integers)(each.parts, mixture, Names(model))
         remove_dead(model)
     return found
 

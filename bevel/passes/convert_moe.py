@@ -1,13 +1,13 @@
 """Turn dense feed-forward layers into mixtures of experts."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Final, Literal, TypeAlias
+from typing import Annotated, ClassVar, Final, Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from bevel.errors import EditRefused, PromiseBroken, UsageError, nearest
+from bevel.errors import EditRefused, UsageError, nearest
 from bevel.ir.bypass import redirect
 from bevel.ir.canonical.dead import remove_dead
 from bevel.ir.canonical.shapes import apply_hints, forget_contents, infer_shapes, take_declared
@@ -15,25 +15,17 @@ from bevel.ir.edit import FREE_TO_DROP
 from bevel.ir.feed_forward import FeedForward, Refused, feed_forwards
 from bevel.ir.groups import analyse
 from bevel.ir.names import Names
-from bevel.ir.piece import piece
-from bevel.ir.split import Parts
-from bevel.passes.base import REASSOCIATION_RTOL, SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
+from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
 from bevel.passes.choice import choose
-from bevel.passes.experts.emission import Mixture, blocks, masked, require
+from bevel.passes.experts.emissions import EMISSIONS, Integers, Race, check, likeness, race
 from bevel.passes.experts.evidence import Evidence, evidence
 from bevel.passes.experts.fits import ROUTERS
-from bevel.passes.experts.packed import form_of, qmoe, require_blocks
+from bevel.passes.experts.mixture import Mixture, require
 from bevel.passes.experts.splitters import SPLITTERS, variations
-from bevel.passes.experts.trial import Trial, attempt, can_refit, sharing, write
+from bevel.passes.experts.trial import Trial, attempt, sharing, write
 from bevel.passes.experts.writing import Writer
 
 MOST_NAMED: Final = 8
-# Rows on which the emitted nodes are compared with the mask.
-COMPARED: Final = 256
-# How far QMoE may be from the mask, times 2**-bits: an error in the middle of a step of each of both weights, doubled.
-COARSE: Final = 4.0
-Emitter: TypeAlias = Callable[[Parts, Mixture, Names], None]
-EMISSIONS: Final[dict[str, Emitter]] = {"blocks": blocks, "masked": masked}
 
 
 @dataclass(frozen=True)
@@ -51,9 +43,12 @@ class ConvertMoe(Pass):
     how far plain pruning to the same active width is, refitted as well. Where that is no worse, a mixture is not worth
     its routing; control=use prunes there.
 
-    emit=blocks runs an expert under a condition, on the tokens that take it: standard ONNX. emit=qmoe is ONNX Runtime's
-    operator with weights of 4 or 8 bits, for relu, silu, gelu, and silu(gate) * up. emit=masked computes everything and
-    multiplies by zeros, which is no faster, and what the others are checked against.
+    emit=blocks runs an expert under a condition, on the tokens that take it: standard ONNX, and emit=dynamic the same
+    with products in 8 bits, their inputs quantized at run time. emit=moe and emit=qmoe are ONNX Runtime's operators,
+    qmoe with weights of 4 or 8 bits; they have relu, silu, gelu, and silu(gate) * up. emit=gather copies the weights of
+    the experts taken, for single rows. emit=masked computes everything and multiplies by zeros, which is no faster, and
+    what the others are checked against. emit=auto measures all that are right on so many `rows`, and takes the fastest;
+    integers take part if their error is at most `tolerance`.
 
     Promise: Lossy. The emitted nodes compute what the layer computes with the hidden entries of experts not taken
     zeroed; that is checked layer by layer before anything is written.
@@ -78,12 +73,15 @@ class ConvertMoe(Pass):
         Literal["one", "share"], Doc("what routed experts are multiplied by: 1, or routed by taken (FactorLLM)")
     ] = "one"
     refit: Annotated[bool, Doc("fit the last product to what it gave before, on the calibration data")] = True
-    control: Annotated[Literal["report", "use"], Doc("compare with plain pruning, or do that where it is no worse")] = (
-        "report"
-    )
+    control: Annotated[
+        Literal["report", "use", "skip"], Doc("compare with plain pruning, do that where it is no worse, or neither")
+    ] = "report"
     emit: Annotated[
-        Literal["blocks", "qmoe", "masked"], Doc("how mixtures run: under conditions, in integers, or everything")
+        Literal["blocks", "dynamic", "moe", "qmoe", "gather", "masked", "auto"],
+        Doc("how mixtures run: under conditions, in operators, by copies, or everything; auto: what is fastest"),
     ] = "blocks"
+    rows: Annotated[int, Range(1), Doc("tokens at a time for which emit=auto takes the fastest")] = 1
+    tolerance: Annotated[float, Range(0), Doc("relative error that integers may add to a layer, with emit=auto")] = 0.0
     bits: Annotated[int, Range(4, 8), Doc("of a weight, with emit=qmoe: 4 or 8")] = 4
     block: Annotated[int, Range(16, 256), Doc("weights that share a scale, with emit=qmoe")] = 32
     samples: Annotated[int, Range(1), Doc("inputs to gather statistics from: rows of the first axis")] = SAMPLES
@@ -114,17 +112,16 @@ class ConvertMoe(Pass):
         layers, left = self._layers(model)
         rng = np.random.default_rng(context.seed)
         trials = [(found, self._trial(found, context, rng)) for found in evidence(model, layers, context)]
-        for found, trial in trials:
-            self._check(found, trial, context)
+        emits, races = self._emissions(trials, context)
         names = Names(model)
-        for found, trial in reversed(trials):  # what an earlier layer gives may be what a later one reads
-            self._write(found, trial, names)
+        for (found, trial), emit in reversed([*zip(trials, emits, strict=True)]):
+            self._write(found, trial, emit, names)  # what an earlier layer gives may be what a later one reads
         remove_dead(model)
         hints = take_declared(model)
         infer_shapes(model)
         forget_contents(model)
         apply_hints(hints)
-        return Outcome(notes=(*self._notes(trials), *left))
+        return Outcome(notes=(*self._notes(trials), *races, *left))
 
     def _layers(self, model: ir.Model) -> tuple[list[FeedForward], list[str]]:
         """Return the layers to convert, and why others are left alone."""
@@ -157,44 +154,44 @@ class ConvertMoe(Pass):
         active = self.active - shared
         router = ROUTERS[self.router](found, partition, active)
         gain = routed / active if self.gates == "share" else 1.0
-        return attempt(found, Mixture(partition, router, active, gain), context.runtime, refit=self.refit)
+        return attempt(
+            found,
+            Mixture(partition, router, active, gain),
+            context.runtime,
+            refit=self.refit,
+            control=self.control != "skip",
+        )
 
-    def _check(self, found: Evidence, trial: Trial, context: Context) -> None:
-        """Raise `PromiseBroken` if what is to be emitted is not what the mask gives."""
-        rows = found.rows[:COMPARED]
-        emitters = self._emitter(found, trial.mixture, found.down), masked
-        answers = [found.run(_alone(found, trial.mixture, emit), rows)[0] for emit in emitters]
-        error = np.abs(answers[0] - answers[1]).max() / max(float(np.abs(answers[1]).max()), 1e-30)
-        limit = max(REASSOCIATION_RTOL, 4 * float(np.finfo(rows.dtype).eps))
-        if self.emit == "qmoe":
-            limit = COARSE / 2**self.bits
-        if not error <= limit:
-            raise PromiseBroken(
-                f"its experts are {error:.2g} away from the mask (at most {limit:.2g})",
-                where=f"{self.name}: {found.layer.name}",
-                remedy="skip this layer",
-            )
+    def _emissions(self, trials: Sequence[tuple[Evidence, Trial]], context: Context) -> tuple[list[str], list[str]]:
+        """Return how each mixture is to run, each checked against the mask, and what to say of that."""
+        integers = Integers(self.bits, self.block)
+        if self.emit != "auto":
+            for found, trial in trials:
+                check(found, trial.mixture, self.emit, integers)
+            return [self.emit] * len(trials), []
+        races: dict[tuple[object, ...], Race] = {}
+        emits: list[str] = []
+        for found, trial in trials:
+            kind = likeness(found)
+            if kind not in races:
+                races[kind] = race(found, trial.mixture, context.runtime, self.rows, self.tolerance, integers)
+            emits.append(races[kind].fastest)
+            check(found, trial.mixture, emits[-1], integers)
+        return emits, [f"{each.fastest} is taken; {each}" for each in races.values()]
 
-    def _write(self, found: Evidence, trial: Trial, names: Names) -> None:
+    def _write(self, found: Evidence, trial: Trial, emit: str, names: Names) -> None:
         """Put a mixture, or the pruned layer, in the place of a layer."""
         static = self._static(trial)
-        if can_refit(found) and (self.refit or static):
+        if found.movable and (self.refit or static):
             write(found, trial.pruned if static else trial.fitted)
         if not static:
-            self._emitter(found, trial.mixture, trial.fitted.down)(found.parts, trial.mixture, names)
+            emitter = EMISSIONS[emit].prepare(found, trial.fitted.down, Integers(self.bits, self.block))
+            emitter(found.parts, trial.mixture, names)
             return
         layer, graph = found.layer, found.parts.model.graph
         writer = Writer(graph, layer.down, f"{layer.name}.pruned", names, layer.input.dtype or ir.DataType.FLOAT)
         result = writer.graft(found.parts.expert(trial.kept, bias=True), layer.input, "layer")
         redirect(graph, layer.output, result, names)
-
-    def _emitter(self, found: Evidence, mixture: Mixture, down: np.ndarray) -> Emitter:
-        """Return what writes a mixture; `down` is the last product's weights."""
-        if self.emit != "qmoe":
-            return EMISSIONS[self.emit]
-        require_blocks(found.layer, mixture, self.block)
-        form = form_of(found)
-        return lambda parts, each, names: qmoe(parts, form, each, down, names, self.bits, self.block)
 
     def _static(self, trial: Trial) -> bool:
         return self.control == "use" and trial.static_wins
@@ -214,10 +211,13 @@ class ConvertMoe(Pass):
                 f"of the experts that are routed, {_mean([trial.idle for trial in mixed]):.0%} rest for 8 tokens in "
                 f"a row; the one most in demand is taken {max(trial.load for trial in mixed):.2g} times the mean"
             )
+        controlled = self.control != "skip"
+        pruned = (
+            f"; {_mean([trial.static for trial in found]):.3g} with plain pruning to the same active width, refitted"
+        )
         yield (
             f"relative error of a layer's output, on average: {_mean([trial.error for trial in found]):.3g}; "
-            f"{_mean([trial.oracle for trial in found]):.3g} with the best experts; "
-            f"{_mean([trial.static for trial in found]):.3g} with plain pruning to the same active width, refitted"
+            f"{_mean([trial.oracle for trial in found]):.3g} with the best experts{pruned * controlled}"
         )
         wins = sum(trial.static_wins for trial in found)
         if wins:
@@ -225,7 +225,9 @@ class ConvertMoe(Pass):
             yield f"plain pruning is no worse in {wins} of {len(found)} layers: {done}"
         ordered = sorted(trials, key=lambda pair: -pair[1].error)[:MOST_NAMED]
         yield "worst: " + ", ".join(
-            f"{each.layer.name} {trial.error:.3g} (best experts {trial.oracle:.3g}, pruned {trial.static:.3g})"
+            f"{each.layer.name} {trial.error:.3g} (best experts {trial.oracle:.3g}"
+            + f", pruned {trial.static:.3g}" * controlled
+            + ")"
             for each, trial in ordered
         )
 
@@ -233,17 +235,6 @@ class ConvertMoe(Pass):
 def _looking_alike(refused: Sequence[Refused]) -> list[Refused]:
     """Return the groups that came nearest to a feed-forward layer: whole axes that may lose entries."""
     return [each for each in refused if each.whole and each.group.allows(FREE_TO_DROP)][:MOST_NAMED]
-
-
-def _alone(found: Evidence, mixture: Mixture, emit: Emitter) -> ir.Model:
-    """Return the layer as a model of its own, as a mixture."""
-    layer = found.layer
-    model = piece(found.parts.model, [layer.input], [layer.output])
-    inside, _ = feed_forwards(analyse(model, interface=False))
-    twin = next(each for each in inside if each.hidden.name == layer.hidden.name)
-    emit(Parts(model, twin), mixture, Names(model))
-    remove_dead(model)
-    return model
 
 
 def _parameters(trials: Sequence[tuple[Evidence, Trial]]) -> str:

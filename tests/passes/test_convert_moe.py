@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -10,16 +12,20 @@ from bevel.ir.feed_forward import feed_forwards
 from bevel.ir.groups import analyse
 from bevel.ir.names import Names
 from bevel.ir.split import Partition, Parts
-from bevel.passes import convert_moe
 from bevel.passes.base import REASSOCIATION_RTOL, Context, Preserving
 from bevel.passes.calibration import Calibration
 from bevel.passes.convert_moe import ConvertMoe
 from bevel.passes.execution import Execution
 from bevel.passes.experts.balance import MOST_EXACT, deal
-from bevel.passes.experts.emission import Mixture, blocks, decide, masked
+from bevel.passes.experts.blocks import blocks
+from bevel.passes.experts.emission import masked
+from bevel.passes.experts.emissions import EMISSIONS, Emission, Integers, check
 from bevel.passes.experts.evidence import evidence
 from bevel.passes.experts.fits import ROUTERS, choices
+from bevel.passes.experts.gather import gather
+from bevel.passes.experts.mixture import Mixture
 from bevel.passes.experts.routers import Linear
+from bevel.passes.experts.routing import decide
 from bevel.passes.experts.splitters import SPLITTERS
 from bevel.passes.pipeline import optimize
 from bevel.passes.verify import verify
@@ -61,11 +67,11 @@ def found(model, feeds):
     return next(evidence(model, feed_forwards(analyse(model))[0], context(feeds)))
 
 
-def mixture(size, width, experts=3, active=2, shared=True, gain=1.0):
+def mixture(size, width, experts=3, active=2, shared=True, **more):
     rng = np.random.default_rng(0)
     owners = rng.permutation(np.arange(size) % (experts + shared)) - shared
     router = Linear(rng.standard_normal((width, experts)), rng.standard_normal(experts))
-    return Mixture(Partition.of(owners, experts), router, active, gain)
+    return Mixture(Partition.of(owners, experts), router, active, **more)
 
 
 def emitted(model, how, each):
@@ -76,15 +82,71 @@ def emitted(model, how, each):
     return copy
 
 
+GATES = {"gain": {"gain": 1.5}, "soft": {"soft": True}, "few": {"threshold": 0.6, "soft": True, "active": 3}}
+
+
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("shared", [True, False])
-def test_blocks_are_what_the_mask_gives(name, shared):
+@pytest.mark.parametrize(("shared", "gates"), [(True, "gain"), (False, "soft"), (True, "few")])
+def test_blocks_and_copies_are_what_the_mask_gives(name, shared, gates):
     model, feeds = made(name)
     (layer,), _ = feed_forwards(analyse(model))
-    each = mixture(layer.size, layer.channels[0], shared=shared, gain=1.5)
-    reference, result = (emitted(model, how, each) for how in (masked, blocks))
-    assert verify(reference, result, feeds, Preserving()).error <= REASSOCIATION_RTOL
+    each = mixture(layer.size, layer.channels[0], shared=shared, **GATES[gates])
+    reference = emitted(model, masked, each)
     assert verify(model, reference, feeds, Preserving()).error > 100 * REASSOCIATION_RTOL
+    assert verify(reference, emitted(model, blocks, each), feeds, Preserving()).error <= REASSOCIATION_RTOL
+    if name == "fused":
+        with pytest.raises(EditRefused, match="part of an axis of a weight"):
+            emitted(model, gather, each)
+    else:
+        assert verify(reference, emitted(model, gather, each), feeds, Preserving()).error <= REASSOCIATION_RTOL
+
+
+def test_a_threshold_takes_as_many_experts_as_it_needs():
+    model, feeds = made("gemms")
+    evident = found(model, feeds)
+    bias = np.array([3.0, 2.0, 0.0])
+    shares = np.exp(bias) / np.exp(bias).sum()  # 0.71, 0.26, 0.04
+    for threshold, count in ((0.5, 1), (0.9, 2), (0.99, 3)):
+        each = Mixture(mixture(12, 6).partition, Linear(np.zeros((6, 3)), bias), 3, threshold=threshold)
+        assert (decide(evident.parts, each, evident.rows, Execution()) == (np.arange(3) < count)).all()
+        soft = decide(evident.parts, replace(each, soft=True), evident.rows, Execution())
+        assert np.allclose(soft[0, :count], count * shares[:count] / shares[:count].sum())
+    few = Mixture(mixture(12, 6).partition, Linear(np.zeros((6, 3)), bias), 2, threshold=0.99)
+    assert (decide(evident.parts, few, evident.rows, Execution()).sum(1) == 2).all()
+
+
+@pytest.mark.parametrize("soft", [True, False])
+@pytest.mark.parametrize("name", ["moe", "qmoe", "dynamic"])
+def test_operators_and_integers_are_what_the_mask_gives(name, soft):
+    model = graph(SWIGLU, SWIGLU_WEIGHTS)
+    evident = found(model, [{"x": np.random.default_rng(1).standard_normal((2, 32, 32)).astype(np.float32)}])
+    each = mixture(128, 32, experts=3, active=2, gain=1.0 if soft else 1.5)
+    check(evident, replace(each, soft=soft), name, Integers(8, 16))
+
+    def lie(*given):
+        return lambda parts, mixture, names: honest(*given)(parts, replace(mixture, gain=1.1 * mixture.gain), names)
+
+    honest = EMISSIONS[name].prepare
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(PromiseBroken, match="away from the mask"):
+        patch.setitem(EMISSIONS, name, replace(EMISSIONS[name], prepare=lie))
+        check(evident, replace(each, soft=soft), name, Integers(8, 16))
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "times", "operator", "told"),
+    [
+        (0.0, (4.0, 3.0, 2.0), "Gather", "gather 3x, moe 2x, blocks 1.5x"),
+        (0.0, (4.0, 3.0, 5.0), "MoE", "moe 2x, blocks 1.5x, gather 1.2x"),
+        (1.0, (4.0, 1.0, 3.0, 2.0), "If", "dynamic 6x, gather 3x, moe 2x, blocks 1.5x"),
+    ],
+)
+def test_the_fastest_emission_that_is_right_is_taken(monkeypatch, tolerance, times, operator, told):
+    model, feeds, *_ = planted()
+    monkeypatch.setattr(Execution, "latencies", lambda self, models, feed: (6.0, *times))
+    options = {"experts": 4, "active": 2, "shared": 0, "emit": "auto", "rows": 3, "tolerance": tolerance}
+    (step,) = optimize(model, ConvertMoe(**options, splitter="random", control="skip"), calibration=feeds).steps
+    assert any(f"measured on 3 rows: {told}" in note for note in step.notes)
+    assert operator in {node.op_type for node in model.graph}
 
 
 @pytest.mark.parametrize("how", [masked, blocks])
@@ -135,7 +197,7 @@ def test_routers_send_rows_to_the_experts_of_their_direction(name):
     evident = found(model, feeds)
     partition = Partition(np.array([], np.int64), tuple(np.flatnonzero(home == each) for each in range(DIRECTIONS)))
     each = Mixture(partition, ROUTERS[name](evident, partition, 1), 1)
-    taken = decide(evident.parts, each, evident.rows, Execution())
+    taken = decide(evident.parts, each, evident.rows, Execution()) > 0
     assert (taken.sum(1) == 1).all()
     assert (taken.argmax(1) == direction).mean() > 0.95
     lost = np.linalg.norm(evident.hidden * ~taken[:, home]) / np.linalg.norm(evident.hidden)
@@ -188,7 +250,7 @@ def test_blocks_that_lie_are_caught(monkeypatch):
     def lie(parts, each, names):
         blocks(parts, Mixture(each.partition, each.router, each.active, 1.01), names)
 
-    monkeypatch.setitem(convert_moe.EMISSIONS, "blocks", lie)
+    monkeypatch.setitem(EMISSIONS, "blocks", Emission(lambda found, down, integers: lie))
     with pytest.raises(PromiseBroken, match="away from the mask"):
         optimize(model, ConvertMoe(experts=4, active=1, shared=0), calibration=feeds)
 

@@ -9,17 +9,23 @@ from typing import Any, Final
 
 import numpy as np
 import onnx_ir as ir
+from scipy.linalg.lapack import dtrtri
 
 from bevel.ir.feed_forward import FeedForward
 from bevel.ir.split import Parts
 from bevel.passes.base import Context, Runtime
 from bevel.passes.experts.writing import as_rows, from_rows, loosen
+from bevel.passes.fitting.layers import Layer, layers
+from bevel.passes.fitting.second_order import Damped
+from bevel.passes.fitting.shift import bias_of
 from bevel.passes.fitting.walk import Walk
 
 Array = np.ndarray[Any, Any]
 
 # More rows than this do not change statistics of a few thousand hidden entries, but fill the memory.
 MOST_ROWS: Final = 16384
+# How far the last product's weights, read from the graph, may be from what it was seen to compute.
+SAME: Final = 1e-4
 # Every so many-th part of the rows is held back from fits, to measure errors on.
 HELD_BACK: Final = 4
 
@@ -78,6 +84,50 @@ class Evidence:
         given = np.concatenate([np.zeros((1, size), self.rows.dtype), np.eye(size, dtype=self.rows.dtype)])
         (answer,) = self.run(model, given)
         return np.asarray(answer[1:] - answer[0])
+
+    @cached_property
+    def last(self) -> Layer | None:
+        """The last product as a layer whose weights can be written, None where it is none."""
+        node = self.layer.down
+        return next((layer for layer in layers(self.parts.model) if layer.node is node), None)
+
+    @cached_property
+    def movable(self) -> bool:
+        """Whether the last product's weights are what it multiplies by, so that new ones can be put there."""
+        if self.last is None:
+            return False
+        content = self.last.content()
+        if content.shape != (1, *self.down.T.shape):
+            return False
+        return bool(np.abs(content[0].T - self.down).max() <= SAME * np.abs(self.down).max())
+
+    @cached_property
+    def centre(self) -> float:
+        """1 if the last product adds a constant, which can take the mean over, else 0."""
+        return float(self.last is not None and bias_of(self.last) is not None)
+
+    @cached_property
+    def mean(self) -> Array:
+        """The mean of each hidden entry over the rows to fit on, if a constant can take it over, else zeros."""
+        return np.asarray(self.hidden[self.fitted].mean(0, dtype=np.float64) * self.centre)
+
+    @cached_property
+    def second(self) -> Array:
+        """The second moment of the hidden entries around `mean`, over the rows to fit on, `[entries, entries]`."""
+        hidden = self.hidden[self.fitted]
+        moment: Array = (hidden.T @ hidden).astype(np.float64)
+        moment /= len(hidden)
+        moment -= np.outer(self.mean, self.mean)
+        return moment
+
+    @cached_property
+    def losses(self) -> Array:
+        """What error dropping each hidden entry alone leaves in the output when the others make up for it.
+
+        `|w_i|^2 / (H^-1)_ii`, where H is the second moment; its inverse comes of the triangular root alone.
+        """
+        root, _ = dtrtri(Damped(self.second).root, lower=1)
+        return np.asarray(np.square(self.down, dtype=np.float64).sum(1) / np.square(root).sum(0))
 
     @cached_property
     def fitted(self) -> slice:

@@ -99,14 +99,16 @@ def _examples(evidence: Evidence, partition: Partition, active: int) -> tuple[Ar
     return evidence.rows[evidence.fitted].astype(np.float64), best.astype(np.float64)
 
 
-def choices(evidence: Evidence, partition: Partition, active: int, rows: slice) -> Array:
+def choices(evidence: Evidence, partition: Partition, active: int | Array, rows: slice) -> Array:
     """Return which experts to run for each row, `[rows, experts]`, so that the output is nearest to that of all.
 
     Experts are left out one by one, each time the one whose absence costs least beside those that are absent already.
+    `active` is how many are to run, for all rows or for each.
     """
     hidden = evidence.hidden[rows]
+    counts = np.broadcast_to(active, len(hidden))
     found = [
-        _best(_outputs(evidence, partition, hidden[start : start + CHUNK]), active)
+        _best(_outputs(evidence, partition, hidden[start : start + CHUNK]), counts[start : start + CHUNK])
         for start in range(0, len(hidden), CHUNK)
     ]
     return np.concatenate(found)
@@ -117,17 +119,18 @@ def _outputs(evidence: Evidence, partition: Partition, hidden: Array) -> Array:
     return np.stack([hidden[:, part] @ evidence.down[part] for part in partition.routed], axis=1)
 
 
-def _best(outputs: Array, active: int) -> Array:
-    """Return which outputs to keep.
+def _best(outputs: Array, counts: Array) -> Array:
+    """Return which outputs to keep, so many of each row.
 
-    >>> _best(np.array([[[1.0, 0.0], [0.0, 3.0], [0.1, -1.0]]]), 1).tolist()
+    >>> _best(np.array([[[1.0, 0.0], [0.0, 3.0], [0.1, -1.0]]]), np.array([1])).tolist()
     [[False, True, False]]
     """
     gram = outputs @ outputs.transpose(0, 2, 1)
     alone = np.einsum("rii->ri", gram)
     kept = np.ones(alone.shape, bool)
-    for _ in range(alone.shape[1] - active):
+    for left in range(alone.shape[1], int(counts.min()), -1):
         cost = alone + 2 * np.einsum("rij,rj->ri", gram, ~kept)
         worst = np.where(kept, cost, np.inf).argmin(1)
-        kept[np.arange(len(kept)), worst] = False
+        going = np.flatnonzero(counts < left)
+        kept[going, worst[going]] = False
     return kept

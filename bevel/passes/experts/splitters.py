@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
+from scipy.sparse.linalg import eigsh
 
 from bevel.ir.split import Partition
 from bevel.passes.experts.balance import clusters, deal
 from bevel.passes.experts.evidence import Evidence
 from bevel.passes.experts.routers import normalized, unit_rows
-from bevel.passes.fitting.second_order import SecondOrder
 
 Array = np.ndarray[Any, Any]
 Splitter = Callable[[Evidence, int, int, np.random.Generator], Partition]
@@ -24,6 +24,8 @@ Splitter = Callable[[Evidence, int, int, np.random.Generator], Partition]
 MARKED: Final = 10
 # Eigenvectors of the graph beside one for each expert.
 MORE: Final = 4
+# Up to so many entries all eigenvectors are computed; beyond that a few of them come sooner by iteration.
+MOST_DENSE: Final = 1024
 SPLITTERS: Final[dict[str, Splitter]] = {}
 
 
@@ -56,22 +58,15 @@ def _grouped(order: Array, routed: int, shared: int) -> Partition:
 @splitter("kmeans")
 def by_weights(evidence: Evidence, routed: int, shared: int, rng: np.random.Generator) -> Partition:
     """Cluster the directions of the gates' weights (MoEfication); the shared expert has those active most often."""
-    return _clustered(evidence, routed, shared, unit_rows(evidence.gates[0]), importance(evidence), rng)
+    return _clustered(evidence, routed, shared, unit_rows(evidence.gates[0]), evidence.losses, rng)
 
 
 @splitter("importance")
 def dealt(evidence: Evidence, routed: int, shared: int, rng: np.random.Generator) -> Partition:
     """Share the most important entries, and deal the rest out one by one (Dense2MoE, second order for Taylor)."""
-    order = np.argsort(-importance(evidence), kind="stable")
+    order = np.argsort(-evidence.losses, kind="stable")
     rest = order[shared:]
     return Partition(np.sort(order[:shared]), tuple(np.sort(rest[expert::routed]) for expert in range(routed)))
-
-
-def importance(evidence: Evidence) -> Array:
-    """Return what error dropping each hidden entry alone leaves in the output when the others make up for it."""
-    hidden = evidence.hidden[evidence.fitted]
-    second = np.asarray(hidden.T @ hidden, np.float64) / len(hidden)
-    return SecondOrder(second).scores(evidence.down.T.astype(np.float64), np.arange(len(second))[:, None])
 
 
 def markers(evidence: Evidence) -> Array:
@@ -137,12 +132,21 @@ def by_coactivation(evidence: Evidence, routed: int, shared: int, rng: np.random
     hidden = np.abs(evidence.hidden[evidence.fitted])
     root = np.sqrt(np.maximum(np.square(hidden, dtype=np.float64).mean(0), 1e-30))
     graph = np.asarray(hidden.T @ hidden, np.float64) / len(hidden) / root[:, None] / root
-    scores = importance(evidence)
+    scores = evidence.losses
     rest = np.sort(np.argsort(-scores, kind="stable")[shared:])
-    energies, vectors = np.linalg.eigh(graph[np.ix_(rest, rest)])
-    points = np.zeros((len(graph), min(routed + MORE, len(rest))))
-    points[rest] = unit_rows((vectors * np.sqrt(np.maximum(energies, 0)))[:, -points.shape[1] :])
+    energies, vectors = _leading(graph[np.ix_(rest, rest)], min(routed + MORE, len(rest)))
+    points = np.zeros((len(graph), len(energies)))
+    points[rest] = unit_rows(vectors * np.sqrt(np.maximum(energies, 0)))
     return _clustered(evidence, routed, shared, points, scores, rng)
+
+
+def _leading(graph: Array, count: int) -> tuple[Array, Array]:
+    """Return the largest eigenvalues of a symmetric matrix and their vectors, as columns."""
+    if len(graph) <= MOST_DENSE:
+        energies, vectors = np.linalg.eigh(graph)
+        return energies[-count:], vectors[:, -count:]
+    found: tuple[Array, Array] = eigsh(graph, count, v0=np.ones(len(graph)))
+    return found
 
 
 def _clustered(

@@ -8,19 +8,18 @@ from typing import Any, Final
 import numpy as np
 
 from bevel.passes.base import Runtime
-from bevel.passes.experts.emission import Mixture, decide
 from bevel.passes.experts.evidence import Evidence
 from bevel.passes.experts.fits import choices
-from bevel.passes.fitting.layers import Layer, hold, layers
-from bevel.passes.fitting.second_order import Damped, SecondOrder
+from bevel.passes.experts.mixture import Mixture
+from bevel.passes.experts.routing import decide
+from bevel.passes.fitting.layers import hold
+from bevel.passes.fitting.second_order import Damped
 from bevel.passes.fitting.shift import bias_of
 
 Array = np.ndarray[Any, Any]
 
 # Rows of which the chunk-level sparsity takes the union of experts: BlockFFN's CLS8.
 CHUNK: Final = 8
-# How far the last product's weights, read from the graph, may be from what it was seen to compute.
-SAME: Final = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +38,8 @@ class Fitted:
 class Trial:
     """One layer as a mixture: its weights, its choices, and relative errors of the output on rows held back.
 
-    `static` is the error of plain pruning to as many entries as are active, `kept` and `pruned` what that keeps.
-    `oracle` is the error if the best experts ran.
+    `static` is the error of plain pruning to as many entries as are active on average, `kept` and `pruned` what that
+    keeps. `oracle` is the error if the best experts ran. They are NaN where they were not asked for.
     """
 
     mixture: Mixture
@@ -72,33 +71,52 @@ class Trial:
         return float(1 - self.taken[:count].reshape(-1, CHUNK, self.taken.shape[1]).any(1).mean())
 
 
-def attempt(evidence: Evidence, mixture: Mixture, runtime: Runtime, *, refit: bool) -> Trial:
-    """Try a mixture."""
-    taken = decide(evidence.parts, mixture, evidence.rows, runtime)
-    best = np.zeros_like(taken)
-    for rows in (evidence.fitted, evidence.held):
-        best[rows] = choices(evidence, mixture.partition, mixture.active, rows)
-    movable = can_refit(evidence)
-    fitted, error = _measured(evidence, mixture, taken, refit and movable)
-    _, bound = _measured(evidence, mixture, best, refit and movable)
-    width = len(mixture.partition.shared) + mixture.active * len(mixture.partition.routed[0])
-    kept, pruned, static = pruning(evidence, width, refit=movable)
-    return Trial(mixture, fitted, taken, error, bound, static, kept, pruned)
+def attempt(
+    evidence: Evidence, mixture: Mixture, runtime: Runtime, *, refit: bool, control: bool = True, bound: bool = True
+) -> Trial:
+    """Try a mixture, beside the bound and the control if they are wanted."""
+    weights = decide(evidence.parts, mixture, evidence.rows, runtime)
+    taken = weights > 0
+    refit = refit and evidence.movable
+    fitted, error = _measured(evidence, mixture, weights, refit)
+    oracle = _bound(evidence, mixture, taken, refit) if bound else np.nan
+    width = len(mixture.partition.shared) + round(taken.sum(1).mean() * len(mixture.partition.routed[0]))
+    kept, pruned, static = pruning(evidence, width, refit=evidence.movable) if control else _nothing(evidence)
+    return Trial(mixture, fitted, taken, error, oracle, static, kept, pruned)
 
 
-def _measured(evidence: Evidence, mixture: Mixture, taken: Array, refit: bool) -> tuple[Fitted, float]:
+def _nothing(evidence: Evidence) -> tuple[Array, Fitted, float]:
+    """Return what stands for a control that was not asked for."""
+    return np.arange(0), _plain(evidence), np.nan
+
+
+def _plain(evidence: Evidence) -> Fitted:
+    return Fitted(evidence.down, np.zeros(evidence.layer.channels[1]))
+
+
+def _bound(evidence: Evidence, mixture: Mixture, taken: Array, refit: bool) -> float:
+    """Return the error if each row took as many experts as it does, but the best."""
+    best = np.zeros(taken.shape)
+    for rows in (evidence.fitted, evidence.held) if refit else (evidence.held,):
+        best[rows] = choices(evidence, mixture.partition, taken[rows].sum(1), rows)
+    return _measured(evidence, mixture, best, refit)[1]
+
+
+def _measured(evidence: Evidence, mixture: Mixture, weights: Array, refit: bool) -> tuple[Fitted, float]:
     """Return the last product's weights under a choice of experts, and the error on rows held back."""
     routed, shared = mixture.columns(evidence.layer.size)
-    mask = (taken @ routed + shared).astype(evidence.hidden.dtype)
-    visible = evidence.hidden * mask
-    plain = Fitted(evidence.down, np.zeros(evidence.layer.channels[1]))
-    fitted = _fit(evidence, visible[evidence.fitted]) if refit else plain
-    return fitted, _error(evidence, fitted, visible)
+
+    def visible(rows: slice) -> Array:
+        return np.asarray(evidence.hidden[rows] * (weights[rows] @ routed + shared).astype(evidence.hidden.dtype))
+
+    fitted = _fit(evidence, visible(evidence.fitted)) if refit else _plain(evidence)
+    return fitted, _error(evidence, fitted, visible(evidence.held))
 
 
 def _error(evidence: Evidence, fitted: Fitted, visible: Array) -> float:
+    """Return how far the output is off on the rows held back, of which `visible` are the hidden entries."""
     wanted = evidence.hidden[evidence.held] @ evidence.down
-    found = fitted.outputs(visible[evidence.held])
+    found = fitted.outputs(visible)
     return float(np.linalg.norm(wanted - found) / max(float(np.linalg.norm(wanted)), 1e-30))
 
 
@@ -106,19 +124,12 @@ def _fit(evidence: Evidence, visible: Array) -> Fitted:
     """Fit the last product to what it gave, from the hidden entries that are computed now."""
     hidden, down = evidence.hidden[evidence.fitted], evidence.down.astype(np.float64)
     missing = ((hidden - visible) @ evidence.down).astype(np.float64)
-    centre = _centre(evidence, visible)
-    mean = visible.mean(0, dtype=np.float64) * centre
+    mean = visible.mean(0, dtype=np.float64) * evidence.centre
     second = _moment(visible, visible) - np.outer(mean, mean)
-    cross = _moment(visible, missing) - np.outer(mean, missing.mean(0) * centre)
+    cross = _moment(visible, missing) - np.outer(mean, missing.mean(0) * evidence.centre)
     correction = Damped(second).solve(cross)
-    shift = (missing.mean(0) - mean @ correction) * centre
+    shift = (missing.mean(0) - mean @ correction) * evidence.centre
     return Fitted(down + correction, shift)
-
-
-def _centre(evidence: Evidence, visible: Array) -> float:
-    """Return 1 if there is a constant that can take the mean over, else 0."""
-    layer = last(evidence)
-    return float(layer is not None and bias_of(layer) is not None)
 
 
 def _moment(left: Array, right: Array) -> Array:
@@ -127,39 +138,26 @@ def _moment(left: Array, right: Array) -> Array:
 
 def pruning(evidence: Evidence, width: int, *, refit: bool) -> tuple[Array, Fitted, float]:
     """Return which hidden entries to keep for all rows, the weights fitted to them, and the error on rows held back."""
-    hidden = evidence.hidden[evidence.fitted]
-    mean = hidden.mean(0, dtype=np.float64) * _centre(evidence, hidden)
-    second = _moment(hidden, hidden) - np.outer(mean, mean)
-    scores = SecondOrder(second).scores(evidence.down.T.astype(np.float64), np.arange(len(second))[:, None])
-    kept = np.sort(np.argsort(-scores, kind="stable")[:width])
-    mask = np.zeros(len(second), hidden.dtype)
-    mask[kept] = 1
-    visible = evidence.hidden * mask
-    plain = Fitted(evidence.down, np.zeros(evidence.layer.channels[1]))
-    fitted = _fit(evidence, visible[evidence.fitted]) if refit else plain
+    order = np.argsort(-evidence.losses, kind="stable")
+    kept, dropped = np.sort(order[:width]), np.sort(order[width:])
+    fitted = _fit_kept(evidence, kept, dropped) if refit else _plain(evidence)
+    visible = evidence.hidden[evidence.held].copy()
+    visible[:, dropped] = 0
     return kept, fitted, _error(evidence, fitted, visible)
 
 
-def last(evidence: Evidence) -> Layer | None:
-    """Return the last product as a layer whose weights can be written, None where it is none."""
-    node = evidence.layer.down
-    return next((layer for layer in layers(evidence.parts.model) if layer.node is node), None)
-
-
-def can_refit(evidence: Evidence) -> bool:
-    """Say whether the last product's weights are what it multiplies by, so that new ones can be put there."""
-    layer = last(evidence)
-    if layer is None:
-        return False
-    content = layer.content()
-    if content.shape != (1, *evidence.down.T.shape):
-        return False
-    return bool(np.abs(content[0].T - evidence.down).max() <= SAME * np.abs(evidence.down).max())
+def _fit_kept(evidence: Evidence, kept: Array, dropped: Array) -> Fitted:
+    """Fit the last product to some of the entries, the same ones for all rows: the moment of all has all it takes."""
+    down, second, mean = evidence.down.astype(np.float64), evidence.second, evidence.mean
+    correction = Damped(second[np.ix_(kept, kept)]).solve(second[np.ix_(kept, dropped)] @ down[dropped])
+    shift = mean[dropped] @ down[dropped] - mean[kept] @ correction
+    down[kept] += correction
+    return Fitted(down, shift)
 
 
 def write(evidence: Evidence, fitted: Fitted) -> None:
     """Put fitted weights into the model."""
-    layer = last(evidence)
+    layer = evidence.last
     assert layer is not None
     bias, weight = bias_of(layer), layer.weight
     assert weight.const_value is not None

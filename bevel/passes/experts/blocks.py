@@ -1,0 +1,137 @@
+"""Each expert a graph of its own that an `If` runs when some row asks for it, on those rows: standard ONNX.
+
+gates [experts, rows]   weights of the router, zero where a row does not take an expert
+places                  the rows that the experts take, one expert after the other: NonZero of the gates
+If per expert           Gather of its rows, the layer with its entries
+ScatterND, adding       what the experts give, at the rows that took them
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+
+from bevel.errors import EditRefused
+from bevel.ir.bypass import redirect
+from bevel.ir.names import Names
+from bevel.ir.split import Parts
+from bevel.passes.activations.dynamic import Products
+from bevel.passes.activations.sites import sites
+from bevel.passes.activations.weights import weight_codes
+from bevel.passes.experts.emission import Body, always, as_it_is, writer
+from bevel.passes.experts.mixture import Mixture
+from bevel.passes.experts.routing import FLOAT, INT, gates
+from bevel.passes.experts.writing import Writer, loosen
+from bevel.passes.fitting.layers import GEMM, MATMUL
+
+BOOL = ir.DataType.BOOL
+
+
+def blocks(parts: Parts, mixture: Mixture, names: Names, body: Body = as_it_is) -> None:
+    """Run each expert in an `If` of its own, on the rows that choose it."""
+    layer, graph, write = parts.layer, parts.model.graph, writer(parts, names)
+    rows = write.flattened(layer.input, layer, layer.channels[0])
+    weights = gates(write, rows, parts, mixture)
+    taken = write("NonZero", weights, dtype=INT)
+    places = write("Gather", taken, write.constant("row", np.array(1)), dtype=INT, axis=0)
+    branches = zip(*_shares(write, weights, places, mixture), strict=True)
+    given = [_branch(write, parts, mixture, place, rows, *each, body) for place, each in enumerate(branches)]
+    joined = write("Concat", *given, axis=0)
+    joined.shape = ir.Shape([None, layer.channels[1]])
+    if mixture.soft:
+        joined = write("Mul", joined, _weights(write, weights, taken))
+    if mixture.gain != 1.0:
+        joined = write("Mul", joined, write.floats("gain", np.array(mixture.gain)))
+    total = _summed(write, rows, places, joined, layer.channels[1])
+    result = write.restored(total, layer.input, layer, layer.channels[1])
+    result = always(write, parts, mixture, result, body)
+    result.shape = layer.output.shape
+    redirect(graph, layer.output, result, names)
+
+
+def _shares(
+    write: Writer, weights: ir.Value, places: ir.Value, mixture: Mixture
+) -> tuple[list[ir.Value], list[ir.Value]]:
+    """Write which rows each expert takes, and whether it takes any."""
+    ones = write("Sign", weights, dtype=FLOAT) if mixture.soft else weights
+    total = write("ReduceSum", ones, write.integers("rows.axis", 1), dtype=FLOAT, keepdims=0)
+    counts = write("Cast", total, dtype=INT, to=INT.value)
+    wanted = write("Cast", total, dtype=BOOL, to=BOOL.value)
+    experts = mixture.experts
+    if experts == 1:
+        return [places], [wanted]
+    each = write.integers("ones", *[1] * experts)
+    own = write.several("Split", [places, counts], [INT] * experts, axis=0)
+    return list(own), list(write.several("Split", [wanted, each], [BOOL] * experts, axis=0))
+
+
+def _branch(
+    write: Writer,
+    parts: Parts,
+    mixture: Mixture,
+    expert: int,
+    rows: ir.Value,
+    own: ir.Value,
+    asked: ir.Value,
+    body: Body,
+) -> ir.Value:
+    """Write one expert under its condition; it gives one row for each that takes it, in order."""
+    layer = parts.layer
+    prefix = f"{write.prefix}.{expert}"
+    inside = Writer(_empty(write, prefix), None, prefix, write.names, write.dtype)
+    given = inside.shaped(inside("Gather", rows, own, axis=0), layer, layer.channels[0])
+    model = body(loosen(parts.expert(mixture.partition.routed[expert], bias=False), layer))
+    output = inside.flattened(inside.graft(model, given, "layer"), layer, layer.channels[1])
+    _give(inside, output, layer.channels[1])
+    outside = Writer(_empty(write, f"{prefix}.none"), None, f"{prefix}.none", write.names, write.dtype)
+    _give(outside, outside("Identity", outside.floats("rows", np.zeros((0, layer.channels[1])))), layer.channels[1])
+    result = write("If", asked, then_branch=inside.graph, else_branch=outside.graph)
+    result.shape = ir.Shape([None, layer.channels[1]])
+    return result
+
+
+def _empty(write: Writer, name: str) -> ir.Graph:
+    return ir.Graph([], [], nodes=[], opset_imports=write.graph.opset_imports, name=name)
+
+
+def _give(write: Writer, output: ir.Value, width: int) -> None:
+    output.type, output.shape = ir.TensorType(write.dtype), ir.Shape([None, width])
+    write.graph.outputs.append(output)
+
+
+def _weights(write: Writer, weights: ir.Value, taken: ir.Value) -> ir.Value:
+    """Write the weight of each row that an expert gives, as a column."""
+    each = write("GatherND", weights, write("Transpose", taken, dtype=INT, perm=[1, 0]), dtype=FLOAT)
+    column = write("Reshape", each, write.integers("weights.column", -1, 1), dtype=FLOAT)
+    return column if write.dtype == FLOAT else write("Cast", column, to=write.dtype.value)
+
+
+def _summed(write: Writer, rows: ir.Value, places: ir.Value, joined: ir.Value, width: int) -> ir.Value:
+    """Write the sum of what the experts give at each row."""
+    count = write("Shape", rows, dtype=INT, start=0, end=1)
+    shape = write("Concat", count, write.integers("joined.width", width), dtype=INT, axis=0)
+    zero = ir.tensor(np.zeros(1, write.dtype.numpy()))
+    zeros = write("ConstantOfShape", shape, value=zero)
+    zeros.shape = ir.Shape([None, width])
+    total = write("ScatterND", zeros, write("Reshape", places, write.integers("column", -1, 1), dtype=INT), joined,
+                  reduction="add")  # fmt: skip
+    total.shape = ir.Shape([None, width])
+    return total
+
+
+def eight_bits(model: ir.Model) -> ir.Model:
+    """Compute an expert's products in 8 bits, what they read quantized at run time."""
+    found, left = sites(model, (), (), (MATMUL, GEMM))
+    if left or not found:
+        raise EditRefused(
+            "an expert's products cannot be in 8 bits",
+            where=model.graph.name or "",
+            remedy=next(iter(left.values()), "it takes products of matrices"),
+        )
+    Products(model, {site.number: weight_codes(site) for site in found}).write(found)
+    return model
+
+
+dynamic = partial(blocks, body=eight_bits)
