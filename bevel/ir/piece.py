@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -19,7 +19,7 @@ def piece(model: ir.Model, inputs: Sequence[ir.Value], outputs: Sequence[ir.Valu
     nodes = _between(set(inputs), outputs)
     graph = model.graph
     ordered = [node for node in graph if node in nodes]
-    used = dict.fromkeys(value for node in ordered for value in node.inputs if value is not None)
+    used = dict.fromkeys(value for node in ordered for value in uses(node))
     weights = [value for value in used if value.is_initializer() and value not in set(inputs)]
     view = ir.GraphView(
         inputs, outputs, nodes=ordered, initializers=weights, opset_imports=graph.opset_imports, name=graph.name
@@ -44,9 +44,24 @@ def _between(inputs: set[ir.Value], outputs: Sequence[ir.Value]) -> set[ir.Node]
             raise EditRefused("is not computed from what was given", where=f"value {value.name!r}")
         if node not in found:
             found.add(node)
-            taken = (each for each in node.inputs if each is not None and each not in inputs)
+            taken = (each for each in uses(node) if each not in inputs)
             pending.extend(each for each in taken if not each.is_initializer())
     return found
+
+
+def uses(node: ir.Node) -> Iterator[ir.Value]:
+    """Yield what a node takes from the graph that it stands in, by way of the graphs inside it too."""
+    yield from (value for value in node.inputs if value is not None)
+    for attribute in node.attributes.values():
+        if attribute.type is ir.AttributeType.GRAPH and not attribute.is_ref():
+            yield from _captured(attribute.as_graph())
+
+
+def _captured(body: ir.Graph) -> Iterator[ir.Value]:
+    """Yield what a graph takes from those around it."""
+    own = {*body.inputs, *body.initializers.values(), *(value for node in body for value in node.outputs)}
+    found = [*body.outputs, *(value for node in body for value in uses(node))]
+    yield from (value for value in found if value is not None and value not in own)
 
 
 def graft(

@@ -28,6 +28,7 @@ import onnx_ir as ir
 from bevel.ir.axes import Dim, atoms
 from bevel.ir.edit import Indices, entries
 from bevel.ir.groups import Analysis, analyse
+from bevel.ir.piece import uses
 from bevel.passes.base import Context
 from bevel.passes.calibration import Feed
 from bevel.passes.fitting.layers import CONV, Layer, layers, rounded
@@ -44,7 +45,7 @@ from bevel.passes.fitting.normalization import (
 from bevel.passes.fitting.second_order import Damped
 from bevel.passes.fitting.shift import bias_of, can_shift
 from bevel.passes.fitting.unfold import joint_sums
-from bevel.passes.fitting.walk import Walk, uses
+from bevel.passes.fitting.walk import Walk
 
 Array = np.ndarray[Any, Any]
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from bevel.ir.piece import uses
 from bevel.passes.base import Runtime
 
 Array = np.ndarray[Any, Any]
@@ -112,21 +113,6 @@ class Walk:
             _retype(mine, [feed[value] for feed in self._feeds if value in feed])
         model = ir.Model(copy, ir_version=self._model.ir_version, functions=list(self._model.functions.values()))
         return model, inputs
-
-
-def uses(node: ir.Node) -> Iterator[ir.Value]:
-    """Yield what a node takes from the graph that it stands in, by way of the graphs inside it too."""
-    yield from (value for value in node.inputs if value is not None)
-    for attribute in node.attributes.values():
-        if attribute.type is ir.AttributeType.GRAPH and not attribute.is_ref():
-            yield from _captured(attribute.as_graph())
-
-
-def _captured(body: ir.Graph) -> Iterator[ir.Value]:
-    """Yield what a graph takes from those around it."""
-    own = {*body.inputs, *body.initializers.values(), *(value for node in body for value in node.outputs)}
-    found = [*body.outputs, *(value for node in body for value in uses(node))]
-    yield from (value for value in found if value is not None and value not in own)
 
 
 def _of_weights(nodes: list[ir.Node]) -> set[ir.Node]:
