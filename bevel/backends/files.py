@@ -56,13 +56,18 @@ def save(model: ir.Model, destination: str | os.PathLike[str] | BinaryIO, *, ext
 def ready_to_save(model: ir.Model) -> ir.Model:
     """Copy the model (its tensors are shared) and undo in the copy what only passes need."""
     copy = model.clone()
-    merge_shared(copy)
-    merge_arithmetic(copy)
-    forget_contents(copy)
-    forget_minted_names(copy)
-    needed = [onnx.helper.make_opsetid(domain, version) for domain, version in copy.opset_imports.items()]
-    copy.ir_version = min(copy.ir_version, max(NEWEST_IR_VERSION, least_ir_version(needed)))
+    undo_preparations(copy)
     return copy
+
+
+def undo_preparations(model: ir.Model) -> None:
+    """Undo what only passes need, in place: the model is as it leaves."""
+    merge_shared(model)
+    merge_arithmetic(model)
+    forget_contents(model)
+    forget_minted_names(model)
+    needed = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
+    model.ir_version = min(model.ir_version, max(NEWEST_IR_VERSION, least_ir_version(needed)))
 
 
 def least_ir_version(opsets: list[onnx.OperatorSetIdProto]) -> int:

@@ -19,7 +19,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from bevel.backends.files import save, tensor_bytes
+from bevel.backends.files import save, save_to_stream, tensor_bytes, undo_preparations
 from bevel.errors import BevelError, UnsupportedModel
 
 # Up to this many bytes of initializers, a model is handed over in memory (which holds it three times for a moment);
@@ -69,10 +69,12 @@ class Session:
     """A model loaded in ONNX Runtime, on the CPU.
 
     Raises `UnsupportedModel` with ONNX Runtime's message when it does not load. Close it, or use it in a `with`, to
-    give its memory back.
+    give its memory back. With `consume` the model is not copied first, and must not be used afterwards.
     """
 
-    def __init__(self, model: ir.Model, *, level: Level = Level.AS_DEPLOYED, threads: int = THREADS) -> None:
+    def __init__(
+        self, model: ir.Model, *, level: Level = Level.AS_DEPLOYED, threads: int = THREADS, consume: bool = False
+    ) -> None:
         self.outputs = tuple(value.name or "" for value in model.graph.outputs)
         self._raw = any(value.dtype in RAW_TYPES for value in (*model.graph.inputs, *model.graph.outputs))
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -80,7 +82,8 @@ class Session:
         options = _options(level, threads, mapped=big)
         try:
             with _translated("cannot be loaded"):
-                self._session: Any = ort.InferenceSession(self._handed_over(model, big), options, PROVIDERS)
+                given = self._handed_over(model, big, consume)
+                self._session: Any = ort.InferenceSession(given, options, PROVIDERS)
         except BevelError:
             self.close()
             raise
@@ -113,10 +116,14 @@ class Session:
         values = {name: _to_ortvalue(np.asarray(value)) for name, value in feed.items()}
         return [_from_ortvalue(value) for value in self._session.run_with_ort_values(list(self.outputs), values)]
 
-    def _handed_over(self, model: ir.Model, big: bool) -> bytes | str:
+    def _handed_over(self, model: ir.Model, big: bool, consume: bool) -> bytes | str:
         if not big:
             stream = io.BytesIO()
-            save(model, stream, external_data=False)
+            if consume:
+                undo_preparations(model)
+                save_to_stream(model, stream, external=False)
+            else:
+                save(model, stream, external_data=False)
             return stream.getvalue()
         self._folder = tempfile.TemporaryDirectory(prefix="bevel-")
         path = Path(self._folder.name) / "model.onnx"
