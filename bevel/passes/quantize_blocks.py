@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from math import nan, sqrt
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -22,7 +22,7 @@ from bevel.passes.quantization.experts import Experts, apart, experts
 from bevel.passes.quantization.forms import Form
 from bevel.passes.quantization.kernels import kernel
 from bevel.passes.quantization.ledger import Entry, Ledger, Result, units
-from bevel.passes.quantization.methods import compensating, errors, quantized, relative_error
+from bevel.passes.quantization.methods import LEARNT, compensating, errors, quantized, relative_error
 from bevel.passes.quantization.mixture import Choice, Offer, feelings, mixture, summary, within
 from bevel.passes.quantization.repair import Member, repaired
 from bevel.passes.quantization.standard import dequantized
@@ -31,6 +31,7 @@ from bevel.passes.quantization.targets import Target, found
 from bevel.passes.quantization.writing import Last, Shown, Stored, stored, stored_lazily, write
 
 Array = np.ndarray[Any, Any]
+Rounding: TypeAlias = Literal["nearest", "clip", "hqq", "gptq", "adaround"]
 
 # Above so many bytes of quantized weights, they are computed when they are read, one at a time, and not kept.
 KEPT: Final = 1 << 28
@@ -48,8 +49,9 @@ class QuantizeBlocks(Pass):
     `nearest` takes scales that span each block. `clip` searches those of least squared error, zero points too. `hqq`
     fits them to an error that forgives outliers; it is for formats with zero points. `gptq` looks at the calibration
     data (made up if there are none): inputs not yet quantized make up for the errors of those that are, layer after
-    layer, each with what the quantized layers before it left of its inputs. Tables of Gather, and what is read more
-    than once, are then as with `clip`.
+    layer, each with what the quantized layers before it left of its inputs. `adaround` learns of each weight instead
+    whether it is rounded up or down, and then takes the best codes of one input after the other. Tables of Gather, and
+    what is read more than once, are then as with `clip`.
 
     `branch=lorc` puts two thin matrices of a `rank` beside each weight, which make up for most of the error; `svdquant`
     takes what is largest in the weight out into them first, quantizes what is left, and fits both to each other. With
@@ -72,8 +74,9 @@ class QuantizeBlocks(Pass):
 
     Example: quantize-blocks{formats=uint2,uint4,uint8 bits=4.5 block=32 rounding=gptq}
 
-    Source: Frantar et al. 2023, GPTQ; Badri and Shaji 2023, HQQ; Rouhani et al. 2023, Microscaling Data Formats; Zhao
-    et al. 2024, MixDQ (mixed formats); Yao et al. 2023, ZeroQuant-V2 (lorc); Li et al. 2024, SVDQuant.
+    Source: Frantar et al. 2023, GPTQ; Nagel et al. 2020, AdaRound; Badri and Shaji 2023, HQQ; Rouhani et al. 2023,
+    Microscaling Data Formats; Zhao et al. 2024, MixDQ (mixed formats); Yao et al. 2023, ZeroQuant-V2 (lorc); Li et al.
+    2024, SVDQuant.
     """
 
     name: ClassVar[str] = "quantize-blocks"
@@ -84,7 +87,7 @@ class QuantizeBlocks(Pass):
     bits: Annotated[float | None, Range(0), Doc("mean bits an element with several formats, scales included")] = None
     axis: Annotated[Literal["in", "out", "flat"], Doc("what blocks run along")] = "in"
     block: Annotated[int, Range(0), Doc("elements that share a scale; 0 for the whole axis")] = 32
-    rounding: Annotated[Literal["nearest", "clip", "hqq", "gptq"], Doc("how scales and codes are chosen")] = "nearest"
+    rounding: Annotated[Rounding, Doc("how scales and codes are chosen")] = "nearest"
     branch: Annotated[Literal["none", "lorc", "svdquant"], Doc("what thin matrices beside codes make up for")] = "none"
     rank: Annotated[int, Range(1), Doc("how thin they are")] = 8
     metric: Annotated[Literal["weights", "inputs"], Doc("whose error they make up for")] = "weights"
@@ -122,7 +125,7 @@ class QuantizeBlocks(Pass):
         outputs = Outputs(model, context)
 
         def error(choice: Choice | None) -> float:
-            trial = replace(self, rounding="clip") if self.rounding == "gptq" else self
+            trial = replace(self, rounding="clip") if self.rounding in LEARNT else self
             return outputs.error(lambda clone: trial._write(clone, choice, context))
 
         if not self.formats and limit is not None and error(None) <= limit:
@@ -148,7 +151,7 @@ class QuantizeBlocks(Pass):
         ]
 
     def _without_data(self, target: Target, name: str, matrix: Array) -> Quantized:
-        rounding = "clip" if self.rounding == "gptq" else self.rounding
+        rounding = "clip" if self.rounding in LEARNT else self.rounding
         return quantized(target, matrix, block_format(name), self.axis, self.block, rounding)
 
     def _write(self, model: ir.Model, choice: Choice | None, context: Context) -> Ledger:
@@ -255,7 +258,7 @@ class QuantizeBlocks(Pass):
     def _learns(self, entry: Entry) -> bool:
         """Say whether a weight looks at what its layer reads: it has one reader, whose inputs can be seen."""
         repairs = self.metric == "inputs" and isinstance(entry.form, Branched)
-        return (self.rounding == "gptq" or repairs) and entry.target.layer is not None and not entry.target.others
+        return (self.rounding in LEARNT or repairs) and entry.target.layer is not None and not entry.target.others
 
     def _together(self, unit: Sequence[Entry], second: Array | None = None) -> Sequence[Result | None]:
         """Return weights that share a projection, or one alone, in their forms; None if one of them is not finite."""
@@ -275,7 +278,7 @@ class QuantizeBlocks(Pass):
                 matrix,
                 entry.target.in_axis,
                 partial(self._quantized, entry),
-                None if second is None or self.rounding != "gptq" else partial(self._compensating, entry, second),
+                None if second is None or self.rounding not in LEARNT else partial(self._compensating, entry, second),
             )
             for entry, matrix in zip(unit, matrices, strict=True)
         ]
@@ -296,11 +299,11 @@ class QuantizeBlocks(Pass):
             if second is None:
                 found, lost = self._quantized(entry, matrix), nan
             else:
-                found, lost = compensating(target, matrix, entry.form.format, self.axis, self.block, second)
+                found, lost = compensating(target, matrix, entry.form.format, self.axis, self.block, second, self.rounding)
             return Result(found, stored(entry.form, found), relative_error(matrix, found), sqrt(lost))
 
     def _compensating(self, entry: Entry, second: Array, matrix: Array) -> Quantized:
-        return compensating(entry.target, matrix, entry.form.format, self.axis, self.block, second)[0]
+        return compensating(entry.target, matrix, entry.form.format, self.axis, self.block, second, self.rounding)[0]
 
     def _quantized(self, entry: Entry, matrix: Array) -> Quantized:
         return quantized(entry.target, matrix, entry.form.format, self.axis, self.block, self.rounding)

@@ -14,7 +14,8 @@ from bevel.errors import PromiseBroken, UsageError
 from bevel.ir.cost import cost
 from bevel.passes import quantize_blocks
 from bevel.passes.fitting.layers import layers
-from bevel.passes.formats import block_format
+from bevel.passes.formats import Grid, block_format
+from bevel.passes.quantization import adaround
 from bevel.passes.quantization.kernels import kernel
 from bevel.passes.quantization.targets import found
 from bevel.passes.quantize_blocks import QuantizeBlocks
@@ -220,6 +221,40 @@ def test_gptq_beats_what_does_not_look_at_the_data():
     assert errors["gptq"] < errors["clip"] / 2
 
 
+@pytest.mark.parametrize("name", ["uint2", "int3", "nf4"])
+def test_learnt_rounding_beats_what_does_not_look_at_the_data(name):
+    x, text, weights = correlated(), "wide (float[n, 40] x) => (float[n, 30] y) { y = MatMul (x, w) }", {"w": (40, 30)}
+    errors = {}
+    for rounding in ("clip", "adaround"):
+        spec = {"format": name, "block": 20, "rounding": rounding, "emit": "portable"}
+        model, report = quantized(text, weights, spec, calibration=[{"x": x}])
+        wanted = run(graph(text, weights), {"x": x})
+        errors[rounding] = np.linalg.norm(run(model, {"x": x}) - wanted) / np.linalg.norm(wanted)
+    assert errors["adaround"] < errors["clip"] / 2
+    assert f"{errors['adaround']:.2g} median" in report.steps[0].notes[-1]
+
+
+def test_settled_codes_are_the_best_of_their_input():
+    rng = np.random.default_rng(3)
+    weights, x = rng.standard_normal((12, 5)).astype(np.float32), correlated(rows=60, width=12)
+    moment, fmt = (x.T @ x)[None], block_format("uint3")
+    grid = fmt.grid(weights[:, None, None, :].reshape(1, 1, 12, 5))
+    scale, zero = (np.broadcast_to(each.reshape(1, 1, 5), (1, 12, 5)) for each in (grid.scale, grid.zero))
+    whole = Grid(np.ascontiguousarray(scale), np.ascontiguousarray(zero))
+    codes, error = adaround.adaptive(fmt, weights[None], whole, moment)
+
+    def lost(codes):
+        change = fmt.values(codes, whole[0]) - weights
+        return float(np.vdot(change, moment[0] @ change) / np.vdot(weights, moment[0] @ weights))
+
+    assert error == pytest.approx(lost(codes[0]), rel=1e-4)
+    assert lost(fmt.codes(weights, whole[0])) > 2 * error
+    for place, output in np.ndindex(12, 5):
+        other = codes[0].copy()
+        other[place, output] = max(int(other[place, output]) - 1, 0)
+        assert lost(other) >= error * 0.98  # the codes were settled under a moment with a hundredth more
+
+
 def test_searched_zero_points_lose_less():
     errors = {}
     for rounding in ("nearest", "clip", "hqq"):
@@ -233,7 +268,7 @@ def test_searched_zero_points_lose_less():
 def test_a_layer_learns_from_what_the_one_before_left(monkeypatch):
     seen = []
     real = quantize_blocks.compensating
-    monkeypatch.setattr(quantize_blocks, "compensating", lambda *args: seen.append(args[-1]) or real(*args))
+    monkeypatch.setattr(quantize_blocks, "compensating", lambda *args: seen.append(args[5]) or real(*args))
     x = {"x": correlated(width=48)}
     originals = graph(DENSE, WEIGHTS)
     for name in ("int8", "int2"):

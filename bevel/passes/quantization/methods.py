@@ -8,13 +8,16 @@ import numpy as np
 from bevel.passes.fitting.layers import Layer
 from bevel.passes.formats import Format, Grid, Quantized
 from bevel.passes.formats.blocks import join, split
+from bevel.passes.quantization.adaround import adaptive
 from bevel.passes.quantization.feedback import compensated
 from bevel.passes.quantization.search import FORGIVING, SQUARED, search
 from bevel.passes.quantization.targets import Target
 
 Array = np.ndarray[Any, Any]
 
-MEASURES: Final = {"clip": SQUARED, "hqq": FORGIVING, "gptq": SQUARED}
+MEASURES: Final = {"hqq": FORGIVING}
+# What chooses codes with the second moments of inputs at hand.
+LEARNT: Final = {"gptq": compensated, "adaround": adaptive}
 
 
 def quantized(target: Target, matrix: Array, fmt: Format, along: str, block: int, rounding: str) -> Quantized:
@@ -25,16 +28,16 @@ def quantized(target: Target, matrix: Array, fmt: Format, along: str, block: int
     fmt = fmt.fitted(matrix, axis, block)
     base, blocks = fmt.base(matrix), split(matrix, axis, block)
     codes = np.empty(blocks.shape, np.uint8)
-    grid = search(fmt, blocks, base, MEASURES[rounding], codes=codes)
+    grid = search(fmt, blocks, base, MEASURES.get(rounding, SQUARED), codes=codes)
     return fmt.assemble(codes, grid, matrix.shape, axis, base)
 
 
 def compensating(
-    target: Target, matrix: Array, fmt: Format, along: str, block: int, second: Array
+    target: Target, matrix: Array, fmt: Format, along: str, block: int, second: Array, rounding: str = "gptq"
 ) -> tuple[Quantized, float]:
     """Return a layer's weight in a format, and the relative squared error of its output.
 
-    Scales leave the least error if inputs are weighted with their second moments; then inputs make up for each other.
+    Scales leave the least error if inputs are weighted with their second moments; then codes are chosen together.
     """
     layer, axis = target.layer, target.axis(along)
     assert layer is not None
@@ -49,7 +52,7 @@ def compensating(
         return _columns(layer, whole)
 
     of_each = Grid(everywhere(grid.scale), None if grid.zero is None else everywhere(grid.zero))
-    codes, error = compensated(fmt, _columns(layer, matrix), of_each, second)
+    codes, error = LEARNT[rounding](fmt, _columns(layer, matrix), of_each, second)
     return fmt.assemble(split(_matrix(target, layer, codes), axis, block), grid, matrix.shape, axis, base), error
 
 
