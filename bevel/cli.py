@@ -162,9 +162,9 @@ def formats(name: str | None) -> None:
     """List the formats of quantized numbers, or explain one."""
     from bevel import registry
     from bevel.commands.listing import explained_format, listed_formats
-    from bevel.passes.formats import block_format
+    from bevel.passes.formats import any_format
 
-    click.echo(explained_format(block_format(name)) if name else "\n".join(listed_formats(registry.formats())))
+    click.echo(explained_format(any_format(name)) if name else "\n".join(listed_formats(registry.formats())))
 
 
 @bevel.command()

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from bevel.errors import UsageError, nearest
 from bevel.passes.base import Pass
-from bevel.passes.formats import Format, block_format
+from bevel.passes.formats import Format, Scheme, any_format
 from bevel.passes.importance import Importance, Scores
 from bevel.passes.options import schema
 from bevel.registry import OWN_DISTRIBUTION, Registry
@@ -13,6 +13,8 @@ from bevel.registry import OWN_DISTRIBUTION, Registry
 NAME_WIDTH = 20
 BLOCK = 32
 LEVELS = 16
+# Of formats without blocks: what a weight of this size takes.
+MATRIX = (1024, 1024)
 
 
 def listed(known: Registry) -> Iterator[str]:
@@ -41,14 +43,18 @@ def listed_formats(known: Registry) -> Iterator[str]:
     """Yield a line for each format: the bits an element takes, scale included, in the blocks that are usual."""
     for name in known:
         try:
-            found = block_format(name)
-            yield f"{name:<{NAME_WIDTH}} {found.bits(BLOCK):5.3g} bits  {_summary(type(found))}{_origin(known, name)}"
+            found = any_format(name)
+            bits = found.bits(*MATRIX) if isinstance(found, Scheme) else found.bits(BLOCK)
+            yield f"{name:<{NAME_WIDTH}} {bits:5.3g} bits  {_summary(type(found))}{_origin(known, name)}"
         except UsageError as error:
             yield f"{name:<{NAME_WIDTH}} cannot be used: {error.where}: {error.what}"
 
 
-def explained_format(found: Format) -> str:
+def explained_format(found: Format | Scheme) -> str:
     """Return a format's documentation: how its scales are chosen, what it takes and what its codes stand for."""
+    if isinstance(found, Scheme):
+        sizes = ", ".join(f"{found.bits(size, size):.4g} at {size} x {size}" for size in (256, 1024, 4096))
+        return "\n".join((found.name, "", _documentation(type(found)), "", f"Bits: {sizes}"))
     levels = ", ".join(f"{level:.4g}" for level in found.levels[:LEVELS])
     more = ", ..." if len(found.levels) > LEVELS else ""
     sizes = ", ".join(f"{found.bits(block):.4g} at {block}" for block in (16, BLOCK, 128))

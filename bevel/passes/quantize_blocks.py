@@ -14,17 +14,19 @@ import onnx_ir as ir
 from bevel.errors import UsageError
 from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
 from bevel.passes.fitting.moments import moments
-from bevel.passes.formats import Format, Quantized, block_format
+from bevel.passes.formats import Format, Quantized, Scheme, any_format
 from bevel.passes.formats.blocks import THREADS, finite
+from bevel.passes.formats.schemes import encoded
 from bevel.passes.outputs import Outputs
 from bevel.passes.quantization.branches import Branched, Projection, branched
 from bevel.passes.quantization.experts import Experts, apart, experts
-from bevel.passes.quantization.forms import Form
+from bevel.passes.quantization.forms import Form, Found, Storage
 from bevel.passes.quantization.kernels import kernel
 from bevel.passes.quantization.ledger import Entry, Ledger, Result, units
 from bevel.passes.quantization.methods import LEARNT, compensating, errors, quantized, relative_error
 from bevel.passes.quantization.mixture import Choice, Offer, feelings, mixture, summary, within
 from bevel.passes.quantization.repair import Member, repaired
+from bevel.passes.quantization.schemed import Schemed
 from bevel.passes.quantization.standard import dequantized
 from bevel.passes.quantization.tables import SLICES, Tabled
 from bevel.passes.quantization.targets import Target, found
@@ -52,6 +54,10 @@ class QuantizeBlocks(Pass):
     layer, each with what the quantized layers before it left of its inputs. `adaround` learns of each weight instead
     whether it is rounded up or down, and then takes the best codes of one input after the other. Tables of Gather, and
     what is read more than once, are then as with `clip`.
+
+    Some formats have no blocks: `ptq161` has a sign for most weights, `vq` and `lr2vq` have codes for vectors of them,
+    `pvq` has directions. They are small in the file alone; axis, block and rounding say nothing to them, but with
+    `metric=inputs` (or `gptq`) errors of inputs with more energy count more.
 
     `branch=lorc` puts two thin matrices of a `rank` beside each weight, which make up for most of the error; `svdquant`
     takes what is largest in the weight out into them first, quantizes what is left, and fits both to each other. With
@@ -90,7 +96,7 @@ class QuantizeBlocks(Pass):
     rounding: Annotated[Rounding, Doc("how scales and codes are chosen")] = "nearest"
     branch: Annotated[Literal["none", "lorc", "svdquant"], Doc("what thin matrices beside codes make up for")] = "none"
     rank: Annotated[int, Range(1), Doc("how thin they are")] = 8
-    metric: Annotated[Literal["weights", "inputs"], Doc("whose error they make up for")] = "weights"
+    metric: Annotated[Literal["weights", "inputs"], Doc("whose error they make up for, or counts")] = "weights"
     emit: Annotated[Literal["fast", "portable"], Doc("operators of ONNX Runtime, or standard ones")] = "fast"
     samples: Annotated[int, Range(1), Doc("how many samples to take statistics over")] = SAMPLES
     only: Annotated[tuple[str, ...], Doc("patterns of weights or nodes to quantize; everything if empty")] = ()
@@ -99,7 +105,7 @@ class QuantizeBlocks(Pass):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in self._names:
-            block_format(name)
+            any_format(name)
         if self.bits is not None and not self.formats:
             raise UsageError("bits are for several formats", where=self.name, remedy="give formats=uint4,uint8 too")
 
@@ -139,10 +145,10 @@ class QuantizeBlocks(Pass):
 
     def _offers(self, model: ir.Model) -> list[Offer]:
         """Return each weight in all the formats in which it becomes smaller."""
-        forms: dict[Target, dict[str, Form]] = {}
+        forms: dict[Target, dict[str, Storage[Any]]] = {}
         for target in found(model, self.only, self.skip)[0]:
             for name in self._names:
-                form, _ = self._form(model, target, block_format(name), {}, {})
+                form, _ = self._form(model, target, any_format(name), {}, {})
                 if form is not None and form.nbytes < target.tensor.nbytes:
                     forms.setdefault(target, {})[name] = form
         return [
@@ -150,9 +156,11 @@ class QuantizeBlocks(Pass):
             for target, each in forms.items()
         ]
 
-    def _without_data(self, target: Target, name: str, matrix: Array) -> Quantized:
-        rounding = "clip" if self.rounding in LEARNT else self.rounding
-        return quantized(target, matrix, block_format(name), self.axis, self.block, rounding)
+    def _without_data(self, target: Target, name: str, matrix: Array) -> Found:
+        rounding, fmt = "clip" if self.rounding in LEARNT else self.rounding, any_format(name)
+        if isinstance(fmt, Scheme):
+            return encoded(fmt, matrix, target.in_axis)
+        return quantized(target, matrix, fmt, self.axis, self.block, rounding)
 
     def _write(self, model: ir.Model, choice: Choice | None, context: Context) -> Ledger:
         """Quantize weights in place, all of them or those that are chosen, and return what became of them."""
@@ -167,7 +175,7 @@ class QuantizeBlocks(Pass):
                     "to keep the error below the limit" if self.bits is None else "for the outputs' sake"
                 )
                 continue
-            form, why = self._form(model, target, block_format(name), tables, projections)
+            form, why = self._form(model, target, any_format(name), tables, projections)
             if form is None or form.nbytes >= target.tensor.nbytes:
                 left[target.name] = why if form is None else "it would not become smaller"
             else:
@@ -195,11 +203,15 @@ class QuantizeBlocks(Pass):
         self,
         model: ir.Model,
         target: Target,
-        fmt: Format,
+        fmt: Format | Scheme,
         tables: MutableMapping[bytes, ir.Value],
         projections: MutableMapping[ir.Value, Projection],
-    ) -> tuple[Form | None, str]:
+    ) -> tuple[Storage[Any] | None, str]:
         """Return how a weight is to be stored, and why not as wished."""
+        if isinstance(fmt, Scheme):
+            if model.opset_imports.get("", 1) < SLICES:
+                return None, "the opset cannot decode it"
+            return Schemed(target, fmt, tables=tables), f"{fmt.name} is for files alone"
         form, why = self._plain(model, target, fmt, tables)
         if form is None or self.branch == "none":
             return form, why
@@ -257,7 +269,7 @@ class QuantizeBlocks(Pass):
 
     def _learns(self, entry: Entry) -> bool:
         """Say whether a weight looks at what its layer reads: it has one reader, whose inputs can be seen."""
-        repairs = self.metric == "inputs" and isinstance(entry.form, Branched)
+        repairs = self.metric == "inputs" and isinstance(entry.form, Branched | Schemed)
         return (self.rounding in LEARNT or repairs) and entry.target.layer is not None and not entry.target.others
 
     def _together(self, unit: Sequence[Entry], second: Array | None = None) -> Sequence[Result | None]:
@@ -296,21 +308,30 @@ class QuantizeBlocks(Pass):
         with target.reading() as matrix:
             if not finite(matrix):
                 return None
+            if isinstance(entry.form, Schemed):
+                whole = entry.form.encoded(matrix, second)
+                return Result(whole, stored(entry.form, whole), *errors(target, matrix, whole.decode(), second))
             if second is None:
                 found, lost = self._quantized(entry, matrix), nan
             else:
-                found, lost = compensating(target, matrix, entry.form.format, self.axis, self.block, second, self.rounding)
+                found, lost = compensating(target, matrix, _format(entry), self.axis, self.block, second, self.rounding)
             return Result(found, stored(entry.form, found), relative_error(matrix, found), sqrt(lost))
 
     def _compensating(self, entry: Entry, second: Array, matrix: Array) -> Quantized:
-        return compensating(entry.target, matrix, entry.form.format, self.axis, self.block, second, self.rounding)[0]
+        return compensating(entry.target, matrix, _format(entry), self.axis, self.block, second, self.rounding)[0]
 
     def _quantized(self, entry: Entry, matrix: Array) -> Quantized:
-        return quantized(entry.target, matrix, entry.form.format, self.axis, self.block, self.rounding)
+        return quantized(entry.target, matrix, _format(entry), self.axis, self.block, self.rounding)
 
-    def _late(self, entry: Entry) -> Quantized:
+    def _late(self, entry: Entry) -> Found:
         """Return a weight that nobody looked at before."""
         with entry.target.reading() as matrix:
             if not finite(matrix):
                 raise UsageError("it holds what is no number", where=f"weight {entry.name!r}", remedy="skip it")
-            return self._quantized(entry, matrix)
+            return entry.form.encoded(matrix) if isinstance(entry.form, Schemed) else self._quantized(entry, matrix)
+
+
+def _format(entry: Entry) -> Format:
+    """Return the format of blocks that a weight is in."""
+    assert isinstance(entry.form, Form)
+    return entry.form.format

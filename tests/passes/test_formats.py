@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bevel.errors import UsageError
-from bevel.passes.formats import block_format
+from bevel.passes.formats import any_format, block_format
 from bevel.passes.formats.blocks import PART, join, parts, split
 from bevel.registry import formats
 
@@ -97,9 +97,11 @@ def test_bits_count_scales_and_zero_points():
 
 def test_names_come_from_the_registry():
     assert {"int2", "int8", "uint4", "bfp3", "bfp8"} <= set(formats())
-    assert all(block_format(name).name == name for name in formats())
+    assert all(any_format(name).name == name for name in formats())
     with pytest.raises(UsageError, match="did you mean 'int4'"):
         block_format("imt4")
+    with pytest.raises(UsageError, match="'pvq2' has no blocks"):
+        block_format("pvq2")
 
 
 def test_what_makes_no_sense_is_refused():

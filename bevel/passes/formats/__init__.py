@@ -9,14 +9,23 @@
 
 from bevel.errors import UsageError
 from bevel.passes.formats.base import Format, Grid, Quantized
+from bevel.passes.formats.schemes import Scheme
 from bevel.registry import formats
 
-__all__ = ["Format", "Grid", "Quantized", "block_format"]
+__all__ = ["Format", "Grid", "Quantized", "Scheme", "any_format", "block_format"]
 
 
 def block_format(name: str) -> Format:
-    """Return an installed format; a name that is not there is a `UsageError` with the nearest one."""
+    """Return an installed format of blocks; a name that is not there is a `UsageError` with the nearest one."""
+    found = any_format(name)
+    if isinstance(found, Scheme):
+        raise UsageError(f"{name!r} has no blocks", where=formats().origin(name), remedy="quantize-blocks takes it")
+    return found
+
+
+def any_format(name: str) -> Format | Scheme:
+    """Return an installed format, of blocks or of whole weights."""
     found = formats()[name]
-    if not isinstance(found, Format):
+    if not isinstance(found, Format | Scheme):
         raise UsageError(f"{name!r} is no format, but {type(found).__name__}", where=formats().origin(name))
     return found

@@ -31,8 +31,8 @@ class Learned(Codebook):
     """Levels that are learnt from each weight, one of them zero, times a scale: by k-means, or a mixture of Gaussians.
 
     Before anything is learnt, they are those of a normal distribution. Source: Han et al. 2016, Deep Compression; of
-    the mixture, whose component at zero prunes, Dong et al. 2023, Differentiable Gaussian Mixture Weight Sharing (DGMS;
-    here without its training).
+    the mixture, whose component at zero prunes, Dong et al. 2022, Finding the Task-Optimal Low-Bit Sub-Distribution
+    (DGMS, here without its training).
     """
 
     by: Literal["kmeans", "mixture"] = "kmeans"

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from bevel.ir.names import Names
 from bevel.ir.resize import add_initializer
 from bevel.passes.formats import Quantized
-from bevel.passes.quantization.forms import Form, Layout, put
+from bevel.passes.quantization.forms import Form, Layout, Storage, put
 from bevel.passes.quantization.kernels import Product
 from bevel.passes.quantization.repair import Repaired
 from bevel.passes.quantization.standard import Dequantized
@@ -48,7 +48,7 @@ class Branched(Form):
     """Where the product is that siblings share; None where the weight itself takes the matrices in."""
 
     @property
-    def stem(self) -> Form:
+    def stem(self) -> Storage[Any]:
         """The form of the codes."""
         return self.inner
 
@@ -67,12 +67,13 @@ class Branched(Form):
             thin[DOWN] = (inputs, self.rank), HALF
         return {**self.inner.layout, **thin}
 
-    def arrays(self, quantized: Quantized) -> dict[str, Array]:
+    def arrays(self, found: Quantized) -> dict[str, Array]:
         """Return what the tensors hold."""
-        assert isinstance(quantized, Repaired)
-        thin = {UP: quantized.up.astype(np.float16), DOWN: quantized.down.astype(np.float16)}
-        found = self.inner.arrays(quantized)
-        return {part: found[part] if part in found else np.ascontiguousarray(thin[part]) for part in self.layout}
+        assert isinstance(found, Repaired)
+        thin = {UP: found.up, DOWN: found.down}
+        codes = self.inner.arrays(found)
+        thin = {part: np.ascontiguousarray(thin[part], np.float16) for part in self.layout if part in thin}
+        return {**codes, **thin}
 
     def wire(self, model: ir.Model, values: Mapping[str, ir.Value], names: Names) -> None:
         """Add the product of the thin matrices, or what `x` becomes by them; then put the codes in place."""

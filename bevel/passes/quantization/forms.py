@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -23,14 +23,21 @@ CODES, SCALE, ZERO = "codes", "scale", "zero"
 BYTE: Final = 8
 
 
+class Found(Protocol):
+    """A weight in some format."""
+
+    def decode(self) -> Array:
+        """Return what it stands for, the matrix as it is stored."""
+
+
+F = TypeVar("F", bound=Found)
+
+
 @dataclass(frozen=True, eq=False)
-class Form(ABC):
-    """A way to store one weight in a format, with blocks of so many along an axis of its matrix."""
+class Storage(ABC, Generic[F]):
+    """A way to store one weight."""
 
     target: Target
-    format: Format
-    axis: int | None
-    block: int
 
     @property
     @abstractmethod
@@ -38,7 +45,7 @@ class Form(ABC):
         """What tensors there will be."""
 
     @abstractmethod
-    def arrays(self, quantized: Quantized) -> dict[str, Array]:
+    def arrays(self, found: F) -> dict[str, Array]:
         """Return what the tensors hold; codes of less than a byte are packed into bytes."""
 
     @abstractmethod
@@ -46,7 +53,7 @@ class Form(ABC):
         """Let the weight's reader read the tensors instead."""
 
     @property
-    def stem(self) -> "Form":
+    def stem(self) -> "Storage[Any]":
         """The form of the codes, without what stands beside them."""
         return self
 
@@ -54,6 +61,15 @@ class Form(ABC):
     def nbytes(self) -> int:
         """The bytes of the tensors."""
         return sum(-(-int(np.prod(shape)) * kind.bitwidth // BYTE) for shape, kind in self.layout.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Form(Storage[Quantized]):
+    """A way to store one weight in a format, with blocks of so many along an axis of its matrix."""
+
+    format: Format
+    axis: int | None
+    block: int
 
 
 @dataclass(frozen=True)

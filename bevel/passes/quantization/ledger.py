@@ -4,14 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import nan
 from statistics import median
-from typing import Final
+from typing import Any, Final
 
 import onnx_ir as ir
 
 from bevel.ir.cost import cost
-from bevel.passes.formats import Quantized
 from bevel.passes.quantization.branches import Branched
-from bevel.passes.quantization.forms import Form
+from bevel.passes.quantization.forms import Found, Storage
 from bevel.passes.quantization.kernels import ACCURACY, Kernel, Shared
 from bevel.passes.quantization.standard import Dequantized
 from bevel.passes.quantization.targets import Target
@@ -27,7 +26,7 @@ WORST: Final = 3
 class Entry:
     """One weight: its bytes before, how it is stored, why not as wished, and its relative error."""
 
-    form: Form
+    form: Storage[Any]
     why: str
     error: float = nan
     output_error: float = nan
@@ -47,7 +46,7 @@ class Entry:
 class Result:
     """A weight in its format, what is stored of it, and its relative errors; of the output NaN if nobody looked."""
 
-    found: Quantized
+    found: Found
     stored: Stored
     error: float
     output_error: float

@@ -21,8 +21,8 @@ from bevel.passes.allocation.programming import knapsack
 from bevel.passes.base import Context
 from bevel.passes.fitting.layers import Layer, hold
 from bevel.passes.fitting.moments import moments
-from bevel.passes.formats import Quantized
 from bevel.passes.outputs import COMPARED, Outputs
+from bevel.passes.quantization.forms import Found
 from bevel.passes.quantization.targets import Target
 
 Array = np.ndarray[Any, Any]
@@ -39,7 +39,7 @@ class Offer:
 
     target: Target
     nbytes: Mapping[str, int]
-    quantize: Callable[[str, Array], Quantized]
+    quantize: Callable[[str, Array], Found]
 
     @cached_property
     def names(self) -> list[str]:
@@ -121,7 +121,7 @@ def feelings(outputs: Outputs, offers: Sequence[Offer], context: Context) -> lis
             quantized = offer.quantize(offer.names[-1], matrix)
             own = _relative(matrix, quantized.decode())
 
-        def swap(clone: ir.Model, offer: Offer = offer, quantized: Quantized = quantized) -> None:
+        def swap(clone: ir.Model, offer: Offer = offer, quantized: Found = quantized) -> None:
             hold(clone.graph.initializers[offer.target.name], quantized.decode().reshape(offer.target.shape))
 
         found.append(outputs.error(swap, COMPARED) ** 2 / own if own else 0.0)

@@ -10,8 +10,7 @@ import onnx_ir as ir
 from bevel.ir.canonical.dead import remove_dead
 from bevel.ir.names import Names
 from bevel.ir.resize import add_initializer
-from bevel.passes.formats import Quantized
-from bevel.passes.quantization.forms import BYTE, Form
+from bevel.passes.quantization.forms import BYTE, Found, Storage
 from bevel.passes.quantization.targets import Target
 
 Array = np.ndarray[Any, Any]
@@ -21,7 +20,7 @@ Array = np.ndarray[Any, Any]
 class Last:
     """The weight that was quantized last: its tensors are written one after the other, so it is computed once."""
 
-    form: Form | None = None
+    form: Storage[Any] | None = None
     arrays: dict[str, Array] | None = None
 
 
@@ -29,17 +28,17 @@ class Last:
 class Stored:
     """A form and its tensors."""
 
-    form: Form
+    form: Storage[Any]
     tensors: dict[str, ir.TensorProtocol]
 
 
-def stored(form: Form, found: Quantized) -> Stored:
+def stored(form: Storage[Any], found: Found) -> Stored:
     """Return a weight as tensors that are kept in memory."""
     arrays = form.arrays(found)
     return Stored(form, {part: _tensor(form, part, array) for part, array in arrays.items()})
 
 
-def stored_lazily(form: Form, quantize: Callable[[], Quantized], last: Last) -> Stored:
+def stored_lazily(form: Storage[Any], quantize: Callable[[], Found], last: Last) -> Stored:
     """Return a weight as tensors that are computed whenever they are read."""
 
     def lazy(part: str) -> ir.TensorProtocol:
@@ -68,14 +67,14 @@ class Shown:
         for weight, tensor in self._originals.items():
             weight.const_value = tensor
 
-    def show(self, target: Target, found: Quantized) -> None:
+    def show(self, target: Target, found: Found) -> None:
         """Let a weight have its floats until the end."""
         tensor = target.tensor
         self._originals[target.weight] = tensor
         array = found.decode().reshape(target.shape).astype(tensor.dtype.numpy())
         target.weight.const_value = ir.Tensor(array, dtype=tensor.dtype, name=target.name)
 
-    def show_alone(self, pairs: Sequence[tuple[Target, Quantized]]) -> None:
+    def show_alone(self, pairs: Sequence[tuple[Target, Found]]) -> None:
         """Let some weights have their floats until others are shown alone."""
         for weight in self._alone:
             weight.const_value = self._originals.pop(weight)
@@ -96,11 +95,11 @@ def write(model: ir.Model, weights: Iterable[Stored]) -> None:
     remove_dead(model)
 
 
-def _name(form: Form, part: str) -> str:
+def _name(form: Storage[Any], part: str) -> str:
     return f"{form.target.name}.{part}"
 
 
-def _tensor(form: Form, part: str, array: Array) -> ir.TensorProtocol:
+def _tensor(form: Storage[Any], part: str, array: Array) -> ir.TensorProtocol:
     shape, kind = form.layout[part]
     if kind.bitwidth < BYTE:
         return ir.PackedTensor(array, kind, shape=ir.Shape(shape), name=_name(form, part))
