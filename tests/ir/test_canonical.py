@@ -576,3 +576,18 @@ def test_conformance_models_compute_the_same(cases):
         if not identical(before, after) and not (is_random and case.agrees(after)):
             wrong.append(case.name)
     assert not wrong and count >= 100
+
+
+def test_what_a_dead_condition_read_is_dead_as_well():
+    model = canonical(
+        """<ir_version: 10, opset_import: ["" : 21]>
+        g (float[3] x, bool c) => (float[3] y) {
+          h = Exp (x)
+          z = If (c) <
+            then_branch = yes () => (float[3] a) { a = Neg (h) },
+            else_branch = no () => (float[3] b) { d = Identity (h) b = Neg (d) }
+          >
+          y = Abs (x)
+        }"""
+    )
+    assert nodes(model.graph) == ["Abs"]

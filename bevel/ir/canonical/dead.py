@@ -19,10 +19,21 @@ def remove_dead_nodes(graph: ir.Graph) -> None:
     """Remove dead nodes in reverse order, so that what only they used is seen dead as well."""
     for node in reversed(graph):
         if node.domain == "" and not any(is_used(value) for value in node.outputs):
+            for subgraph in subgraphs(node):
+                clear(subgraph)
             graph.remove(node, safe=True)
             continue
         for subgraph in subgraphs(node):
             remove_dead_nodes(subgraph)
+
+
+def clear(graph: ir.Graph) -> None:
+    """Remove all nodes of a graph inside a node that goes, so that what they read is not held to be used any more."""
+    graph.outputs.clear()
+    for node in list(graph):
+        for subgraph in subgraphs(node):
+            clear(subgraph)
+    graph.remove(list(graph), safe=True)
 
 
 def remove_unused_initializers(graph: ir.Graph) -> None:
