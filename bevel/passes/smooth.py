@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from bevel.ir.groups import analyse
+from bevel.ir.groups import Analysis, analyse
 from bevel.passes.base import SAMPLES, Context, Doc, Outcome, Pass, Preserving, Promise, Range
 from bevel.passes.fitting.layers import Layer
 from bevel.passes.fitting.magnitudes import magnitudes
@@ -14,6 +14,7 @@ from bevel.passes.scaling.columns import columns
 from bevel.passes.scaling.factors import powers_of_two, smoothing
 from bevel.passes.scaling.gates import open_gates
 from bevel.passes.scaling.motions import Scaling, largest_of, left_alone, scalings, spread
+from bevel.passes.scaling.products import even_out, meetings
 
 Array = np.ndarray[Any, Any]
 
@@ -28,13 +29,14 @@ class Smooth(Pass):
     the output of attention, head by head, from the linear half of a gated unit to what reads the product, and through
     ReLU and everything else that a scale passes. Where none passes, the notes name the node. No node is added, except
     with `gates`: then scales pass SiLU, GELU and whatever else multiplies something by a function of itself, by one
-    product more before that function (MambaQuant's SSwish).
+    product more before that function (MambaQuant's SSwish). With `products` both sides of a product of activations get
+    the same ranges: queries and keys, or what is written to the states of a state space model and what is read of them.
 
     Promise: Preserving; with `exact=true` scales are powers of two, which round nothing.
 
     Example: smooth{alpha=0.7}
 
-    Source: Xiao et al. 2023, SmoothQuant; Xu et al. 2025, MambaQuant (gates).
+    Source: Xiao et al. 2023, SmoothQuant; Xu et al. 2025, MambaQuant (gates, products).
     """
 
     name: ClassVar[str] = "smooth"
@@ -43,6 +45,7 @@ class Smooth(Pass):
     alpha: Annotated[float, Range(0, 1), Doc("how much of the range moves into weights: 1 is all of it")] = 0.5
     exact: Annotated[bool, Doc("take the nearest powers of two")] = False
     gates: Annotated[bool, Doc("let scales pass x * f(x), by one product more that scales back what f reads")] = False
+    products: Annotated[bool, Doc("even out both sides of products of activations, such as queries and keys")] = False
     samples: Annotated[int, Range(1), Doc("how many samples to take ranges over")] = SAMPLES
     only: Annotated[tuple[str, ...], Doc("patterns of groups or tensors to scale; everything if empty")] = ()
     skip: Annotated[tuple[str, ...], Doc("patterns of groups or tensors to leave alone")] = ()
@@ -58,7 +61,8 @@ class Smooth(Pass):
             if gate.ones not in moved:
                 gate.remove()
         read = {reading.layer: reading for each in found for reading in each.readings}
-        measured = magnitudes(model, list(read), replace(context, samples=self.samples))
+        context = replace(context, samples=self.samples)
+        measured = magnitudes(model, list(read), context)
         before = {data: each.largest for data, each in measured.items()}
         ranges = dict(before)
         for each in found:
@@ -68,7 +72,16 @@ class Smooth(Pass):
                 ranges[data] = ranges[data] / spread(scale, owned)
         opened = sum(gate.ones in moved for gate in gates)
         said = [f"{opened} of {len(gates)} gates opened, by one product more each"] if self.gates else []
+        said += self._evened(analysis, context) if self.products else []
         return Outcome(notes=(*_gained(list(read), before, ranges), *said, *left_alone(analysis, list(read))))
+
+    def _evened(self, analysis: Analysis, context: Context) -> list[str]:
+        """Even out products, and say how far an entry of either side stood out before, and stands out now."""
+        found = meetings(analysis, self.only, self.skip)
+        outliers = list(even_out(analysis, found, context, exact=self.exact))
+        worst = max(outliers, default=None)
+        more = f", the largest entry over the median one: {worst[0]:.3g} before, {worst[1]:.3g} now" if worst else ""
+        return [f"{len(found)} products of activations evened out{more}"]
 
     def _scale(self, each: Scaling, ranges: dict[ir.Value, Array]) -> Array:
         """Return by what to divide the inputs that a motion scales."""

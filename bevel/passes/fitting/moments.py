@@ -54,18 +54,25 @@ def moments(model: ir.Model, wanted: Sequence[Layer], context: Context) -> Itera
 def visits(model: ir.Model, wanted: Sequence[Layer], context: Context) -> Iterator[tuple[Layer, Walk]]:
     """Yield each layer, in the order of the graph, with the walk that has reached it: what it reads is there."""
     by_node = {layer.node: layer for layer in wanted}
+    for node, walk in reached(model, list(by_node), context):
+        yield by_node[node], walk
+
+
+def reached(model: ir.Model, wanted: Sequence[ir.Node], context: Context) -> Iterator[tuple[ir.Node, Walk]]:
+    """Yield nodes, in the order of the graph, with the walk that has reached them: what they read is there."""
+    nodes = set(wanted)
     walk = Walk(model, context.calibration.samples(context.samples), context.runtime)
     done = 0
     for node in model.graph:
-        if context.calibration.made_up and done < len(by_node) and is_normalization(node):
+        if context.calibration.made_up and done < len(nodes) and is_normalization(node):
             align(walk, node)
-        if node not in by_node:
+        if node not in nodes:
             continue
-        context.progress("statistics", done, len(by_node))
+        context.progress("statistics", done, len(nodes))
         done += 1
         walk.reach(node)
-        yield by_node[node], walk
-    context.progress("statistics", len(by_node), len(by_node))
+        yield node, walk
+    context.progress("statistics", len(nodes), len(nodes))
 
 
 def gather(layer: Layer, arrays: Iterable[Array], runtime: Runtime) -> Moments:

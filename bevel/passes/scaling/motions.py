@@ -98,12 +98,10 @@ def scalings(analysis: Analysis, only: Sequence[str], skip: Sequence[str]) -> li
 
     Patterns match groups and the tensors that move.
     """
-    by_data: dict[ir.Value, list[Layer]] = {}
-    for layer in layers(analysis.model):
-        by_data.setdefault(layer.data, []).append(layer)
+    by_data = readers(analysis.model)
     best: dict[object, Scaling] = {}
     for direction in directions(analysis, only, skip):
-        found = _scaling(analysis, direction, by_data)
+        found = scaling(analysis, direction, by_data)
         if found is None:
             continue
         key = (direction.group, frozenset(reading.layer.node for reading in found.readings))
@@ -155,7 +153,15 @@ def _sum(left: Motion, right: Motion, sign: int) -> Motion:
     return Motion({each: power for each, power in powers.items() if power})
 
 
-def _scaling(analysis: Analysis, direction: Direction, by_data: Mapping[ir.Value, list[Layer]]) -> Scaling | None:
+def readers(model: ir.Model) -> Mapping[ir.Value, list[Layer]]:
+    """Return the layers by what they read."""
+    by_data: dict[ir.Value, list[Layer]] = {}
+    for layer in layers(model):
+        by_data.setdefault(layer.data, []).append(layer)
+    return by_data
+
+
+def scaling(analysis: Analysis, direction: Direction, by_data: Mapping[ir.Value, list[Layer]]) -> Scaling | None:
     """Return a direction with the layers that it scales the input of; None if there are none, or they move apart."""
     exponents = direction.motion.exponents
     weights = {each.value: power for each, power in direction.motion.initializers.items()}
