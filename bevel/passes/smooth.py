@@ -15,6 +15,7 @@ from bevel.passes.scaling.factors import powers_of_two, smoothing
 from bevel.passes.scaling.gates import open_gates
 from bevel.passes.scaling.motions import Scaling, largest_of, left_alone, scalings, spread
 from bevel.passes.scaling.products import even_out, meetings
+from bevel.passes.scaling.shifts import centre
 
 Array = np.ndarray[Any, Any]
 
@@ -31,12 +32,15 @@ class Smooth(Pass):
     with `gates`: then scales pass SiLU, GELU and whatever else multiplies something by a function of itself, by one
     product more before that function (MambaQuant's SSwish). With `products` both sides of a product of activations get
     the same ranges: queries and keys, or what is written to the states of a state space model and what is read of them.
+    With `shifts` the middle of what layers read moves into their biases first, where all of them have one; where
+    nothing gives a vector to subtract it from, by an addition, if that takes off a quarter of the range.
 
     Promise: Preserving; with `exact=true` scales are powers of two, which round nothing.
 
     Example: smooth{alpha=0.7}
 
-    Source: Xiao et al. 2023, SmoothQuant; Xu et al. 2025, MambaQuant (gates, products).
+    Source: Xiao et al. 2023, SmoothQuant; Wei et al. 2023, Outlier Suppression+ (shifts); Xu et al. 2025, MambaQuant
+    (gates, products, shifts).
     """
 
     name: ClassVar[str] = "smooth"
@@ -46,12 +50,15 @@ class Smooth(Pass):
     exact: Annotated[bool, Doc("take the nearest powers of two")] = False
     gates: Annotated[bool, Doc("let scales pass x * f(x), by one product more that scales back what f reads")] = False
     products: Annotated[bool, Doc("even out both sides of products of activations, such as queries and keys")] = False
+    shifts: Annotated[bool, Doc("centre what layers read, by means of their biases")] = False
     samples: Annotated[int, Range(1), Doc("how many samples to take ranges over")] = SAMPLES
     only: Annotated[tuple[str, ...], Doc("patterns of groups or tensors to scale; everything if empty")] = ()
     skip: Annotated[tuple[str, ...], Doc("patterns of groups or tensors to leave alone")] = ()
 
     def run(self, model: ir.Model, context: Context) -> Outcome:
         """Measure, then scale one motion after the other."""
+        context = replace(context, samples=self.samples)
+        centred = self._centred(model, context) if self.shifts else []
         analysis = analyse(model)
         gates = open_gates(analysis) if self.gates else []
         analysis = analyse(model) if gates else analysis
@@ -61,7 +68,6 @@ class Smooth(Pass):
             if gate.ones not in moved:
                 gate.remove()
         read = {reading.layer: reading for each in found for reading in each.readings}
-        context = replace(context, samples=self.samples)
         measured = magnitudes(model, list(read), context)
         before = {data: each.largest for data, each in measured.items()}
         ranges = dict(before)
@@ -72,8 +78,14 @@ class Smooth(Pass):
                 ranges[data] = ranges[data] / spread(scale, owned)
         opened = sum(gate.ones in moved for gate in gates)
         said = [f"{opened} of {len(gates)} gates opened, by one product more each"] if self.gates else []
-        said += self._evened(analysis, context) if self.products else []
+        said += [*(self._evened(analysis, context) if self.products else []), *centred]
         return Outcome(notes=(*_gained(list(read), before, ranges), *said, *left_alone(analysis, list(read))))
+
+    def _centred(self, model: ir.Model, context: Context) -> list[str]:
+        """Centre what layers read, and say how much of the ranges was left."""
+        done = centre(model, context, self.only, self.skip)
+        share = f", {np.mean([each.left for each in done]):.0%} of the largest magnitude is left (mean)" if done else ""
+        return [f"{len(done)} inputs of layers centred, {sum(each.addition for each in done)} by an addition{share}"]
 
     def _evened(self, analysis: Analysis, context: Context) -> list[str]:
         """Even out products, and say how far an entry of either side stood out before, and stands out now."""
