@@ -22,7 +22,7 @@ from bevel.passes.activations.sites import sites
 from bevel.passes.activations.weights import weight_codes
 from bevel.passes.experts.emission import Body, always, as_it_is, writer
 from bevel.passes.experts.mixture import Mixture
-from bevel.passes.experts.routing import FLOAT, INT, gates
+from bevel.passes.experts.routing import FLOAT, INT, routes
 from bevel.passes.experts.writing import Writer, loosen
 from bevel.passes.fitting.layers import GEMM, MATMUL
 
@@ -33,35 +33,38 @@ def blocks(parts: Parts, mixture: Mixture, names: Names, body: Body = as_it_is) 
     """Run each expert in an `If` of its own, on the rows that choose it."""
     layer, graph, write = parts.layer, parts.model.graph, writer(parts, names)
     rows = write.flattened(layer.input, layer, layer.channels[0])
-    weights = gates(write, rows, parts, mixture)
-    taken = write("NonZero", weights, dtype=INT)
-    places = write("Gather", taken, write.constant("row", np.array(1)), dtype=INT, axis=0)
-    branches = zip(*_shares(write, weights, places, mixture), strict=True)
+    found = routes(write, rows, parts, mixture)
+    pairs = write("NonZero", found.taken, dtype=INT)
+    places = write("Gather", pairs, write.constant("row", np.array(1)), dtype=INT, axis=0)
+    branches = zip(*_shares(write, found.taken, places, mixture.experts), strict=True)
     given = [_branch(write, parts, mixture, place, rows, *each, body) for place, each in enumerate(branches)]
     joined = write("Concat", *given, axis=0)
     joined.shape = ir.Shape([None, layer.channels[1]])
     if mixture.soft:
-        joined = write("Mul", joined, _weights(write, weights, taken))
+        joined = write("Mul", joined, _weights(write, found.weights, pairs))
     if mixture.gain != 1.0:
         joined = write("Mul", joined, write.floats("gain", np.array(mixture.gain)))
-    total = _summed(write, rows, places, joined, layer.channels[1])
+    each = (
+        _by_row(write, places, joined, mixture.active)
+        if mixture.threshold is None
+        else (_in_slots(write, found.taken, pairs, places, joined, mixture.active))
+    )
+    each.shape = ir.Shape([None, mixture.active, layer.channels[1]])
+    total = write("ReduceSum", each, write.integers("slots", 1), keepdims=0)
+    total.shape = ir.Shape([None, layer.channels[1]])
     result = write.restored(total, layer.input, layer, layer.channels[1])
     result = always(write, parts, mixture, result, body)
     result.shape = layer.output.shape
     redirect(graph, layer.output, result, names)
 
 
-def _shares(
-    write: Writer, weights: ir.Value, places: ir.Value, mixture: Mixture
-) -> tuple[list[ir.Value], list[ir.Value]]:
+def _shares(write: Writer, taken: ir.Value, places: ir.Value, experts: int) -> tuple[list[ir.Value], list[ir.Value]]:
     """Write which rows each expert takes, and whether it takes any."""
-    ones = write("Sign", weights, dtype=FLOAT) if mixture.soft else weights
-    total = write("ReduceSum", ones, write.integers("rows.axis", 1), dtype=FLOAT, keepdims=0)
-    counts = write("Cast", total, dtype=INT, to=INT.value)
+    total = write("ReduceSum", taken, write.integers("rows.axis", 1), dtype=FLOAT, keepdims=0)
     wanted = write("Cast", total, dtype=BOOL, to=BOOL.value)
-    experts = mixture.experts
     if experts == 1:
         return [places], [wanted]
+    counts = write("Cast", total, dtype=INT, to=INT.value)
     each = write.integers("ones", *[1] * experts)
     own = write.several("Split", [places, counts], [INT] * experts, axis=0)
     return list(own), list(write.several("Split", [wanted, each], [BOOL] * experts, axis=0))
@@ -101,24 +104,37 @@ def _give(write: Writer, output: ir.Value, width: int) -> None:
     write.graph.outputs.append(output)
 
 
-def _weights(write: Writer, weights: ir.Value, taken: ir.Value) -> ir.Value:
+def _weights(write: Writer, weights: ir.Value, pairs: ir.Value) -> ir.Value:
     """Write the weight of each row that an expert gives, as a column."""
-    each = write("GatherND", weights, write("Transpose", taken, dtype=INT, perm=[1, 0]), dtype=FLOAT)
+    each = write("GatherND", weights, write("Transpose", pairs, dtype=INT, perm=[1, 0]), dtype=FLOAT)
     column = write("Reshape", each, write.integers("weights.column", -1, 1), dtype=FLOAT)
     return column if write.dtype == FLOAT else write("Cast", column, to=write.dtype.value)
 
 
-def _summed(write: Writer, rows: ir.Value, places: ir.Value, joined: ir.Value, width: int) -> ir.Value:
-    """Write the sum of what the experts give at each row."""
-    count = write("Shape", rows, dtype=INT, start=0, end=1)
-    shape = write("Concat", count, write.integers("joined.width", width), dtype=INT, axis=0)
-    zero = ir.tensor(np.zeros(1, write.dtype.numpy()))
-    zeros = write("ConstantOfShape", shape, value=zero)
-    zeros.shape = ir.Shape([None, width])
-    total = write("ScatterND", zeros, write("Reshape", places, write.integers("column", -1, 1), dtype=INT), joined,
-                  reduction="add")  # fmt: skip
-    total.shape = ir.Shape([None, width])
-    return total
+def _by_row(write: Writer, places: ir.Value, joined: ir.Value, active: int) -> ir.Value:
+    """Write what the experts give for each row, `[rows, active, channels]`: every row takes as many."""
+    count = write("Shape", places, dtype=INT)
+    _, order = write.several("TopK", [places, count], [INT, INT], axis=0, largest=0)
+    return write("Gather", joined, write("Reshape", order, write.integers("each", -1, active), dtype=INT), axis=0)
+
+
+def _in_slots(
+    write: Writer, taken: ir.Value, pairs: ir.Value, places: ir.Value, joined: ir.Value, active: int
+) -> ir.Value:
+    """Write what the experts give for each row, `[rows, active, channels]`, zeros where a row takes fewer."""
+    before = write("CumSum", taken, write.constant("first", np.array(0)), dtype=FLOAT, exclusive=1)
+    slot = write("GatherND", before, write("Transpose", pairs, dtype=INT, perm=[1, 0]), dtype=FLOAT)
+    column = write.integers("column", -1, 1)
+    parts = places, write("Cast", slot, dtype=INT, to=INT.value)
+    index = write("Concat", *(write("Reshape", each, column, dtype=INT) for each in parts), dtype=INT, axis=1)
+    sizes = [
+        write("Gather", write("Shape", value, dtype=INT), write.integers("axis", 1), dtype=INT, axis=0)
+        for value in (taken, joined)
+    ]
+    shape = write("Concat", sizes[0], write.integers("slots.count", active), sizes[1], dtype=INT, axis=0)
+    zeros = write("ConstantOfShape", shape, value=ir.tensor(np.zeros(1, write.dtype.numpy())))
+    zeros.shape = ir.Shape([None, active, None])
+    return write("ScatterND", zeros, index, joined)
 
 
 def eight_bits(model: ir.Model) -> ir.Model:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from bevel.ir.names import Names
 from bevel.ir.split import Parts
 from bevel.passes.experts.mixture import Mixture, dtype_of
-from bevel.passes.experts.routing import FLOAT, gates
+from bevel.passes.experts.routing import FLOAT, routes
 from bevel.passes.experts.writing import Writer
 
 __all__ = ["Body", "Emitter", "Mixture", "always", "as_it_is", "masked", "writer"]
@@ -39,7 +39,9 @@ def masked(parts: Parts, mixture: Mixture, names: Names) -> None:
     """Multiply the hidden entries of experts that a row does not choose by zero."""
     layer, write = parts.layer, writer(parts, names)
     rows = write.flattened(layer.input, layer, layer.channels[0])
-    mask_hidden(write, parts, mixture, write("Transpose", gates(write, rows, parts, mixture), dtype=FLOAT, perm=[1, 0]))
+    mask_hidden(
+        write, parts, mixture, write("Transpose", routes(write, rows, parts, mixture).weights, dtype=FLOAT, perm=[1, 0])
+    )
 
 
 def mask_hidden(write: Writer, parts: Parts, mixture: Mixture, mask: ir.Value) -> None:

@@ -23,7 +23,7 @@ from bevel.ir.piece import graft
 from bevel.ir.split import Parts
 from bevel.passes.experts.emission import always, writer
 from bevel.passes.experts.mixture import Mixture
-from bevel.passes.experts.routing import FLOAT, INT, gates
+from bevel.passes.experts.routing import FLOAT, INT, routes
 from bevel.passes.experts.writing import Writer, loosen
 
 Array = np.ndarray[Any, Any]
@@ -33,8 +33,9 @@ def gather(parts: Parts, mixture: Mixture, names: Names) -> None:
     """Gather the weights of the experts that rows take, and run the layer with those."""
     layer, write = parts.layer, writer(parts, names)
     rows = write.flattened(layer.input, layer, layer.channels[0])
-    weights = gates(write, rows, parts, mixture)
-    total = write("ReduceSum", weights, write.integers("rows.axis", 1), dtype=FLOAT, keepdims=0)
+    found = routes(write, rows, parts, mixture)
+    weights = found.weights
+    total = write("ReduceSum", found.taken, write.integers("rows.axis", 1), dtype=FLOAT, keepdims=0)
     taken = write("Reshape", write("NonZero", total, dtype=INT), write.integers("flat", -1), dtype=INT)
     given = {layer.input: layer.input, taken: taken, weights: weights}
     model = _gathered(parts, mixture, {value: ir.Value(name=value.name, type=value.type) for value in (taken, weights)})

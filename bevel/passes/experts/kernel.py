@@ -18,7 +18,7 @@ from bevel.ir.split import Parts
 from bevel.passes.experts.emission import always, writer
 from bevel.passes.experts.form import MICROSOFT, Form
 from bevel.passes.experts.mixture import Mixture, require_fixed
-from bevel.passes.experts.routing import FLOAT, gates, scored
+from bevel.passes.experts.routing import FLOAT, routes, scored
 from bevel.passes.experts.writing import Writer
 
 Array = np.ndarray[Any, Any]
@@ -44,7 +44,7 @@ def moe(parts: Parts, form: Form, mixture: Mixture, down: Array, names: Names) -
 def _scores(write: Writer, rows: ir.Value, parts: Parts, mixture: Mixture) -> ir.Value:
     if mixture.soft:
         return scored(write, rows, parts, mixture)
-    return write("Transpose", gates(write, rows, parts, mixture, (0, TAKEN)), dtype=FLOAT, perm=[1, 0])
+    return write("Transpose", routes(write, rows, parts, mixture, TAKEN).taken, dtype=FLOAT, perm=[1, 0])
 
 
 def in_place(
