@@ -1,6 +1,6 @@
 """Keep weights in a few bits each, block by block."""
 
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -18,11 +18,13 @@ from bevel.passes.formats import Format, Quantized, Scheme, any_format
 from bevel.passes.formats.blocks import THREADS, finite
 from bevel.passes.formats.schemes import encoded
 from bevel.passes.outputs import Outputs
-from bevel.passes.quantization.branches import Branched, Projection, branched
+from bevel.passes.quantization.axes import better_axes
+from bevel.passes.quantization.branches import Branched, branched
 from bevel.passes.quantization.experts import Experts, apart, experts
 from bevel.passes.quantization.forms import Form, Found, Storage
 from bevel.passes.quantization.kernels import kernel
-from bevel.passes.quantization.ledger import Entry, Ledger, Result, units
+from bevel.passes.quantization.ledger import NAMED, Entry, Ledger, Result, units
+from bevel.passes.quantization.made import Made
 from bevel.passes.quantization.methods import LEARNT, compensating, errors, quantized, relative_error
 from bevel.passes.quantization.mixture import Choice, Offer, feelings, mixture, summary, within
 from bevel.passes.quantization.repair import Member, repaired
@@ -31,6 +33,7 @@ from bevel.passes.quantization.standard import dequantized
 from bevel.passes.quantization.tables import SLICES, Tabled
 from bevel.passes.quantization.targets import Target, found
 from bevel.passes.quantization.writing import Last, Shown, Stored, stored, stored_lazily, write
+from bevel.passes.sentences import listed
 
 Array = np.ndarray[Any, Any]
 Rounding: TypeAlias = Literal["nearest", "clip", "hqq", "gptq", "adaround"]
@@ -46,7 +49,7 @@ class QuantizeBlocks(Pass):
     What it does: replaces the weights of MatMul, Gemm, Conv, ConvTranspose, LSTM, GRU, RNN, MoE and of Gather
     (embeddings) by codes in a `format` (`bevel formats` lists them) and the scales of blocks: of the inputs of an
     output (`axis=in`), of the outputs that an input has (`out`), or of the flat weight (`flat`); block 0 is the whole
-    axis.
+    axis. With `axis=auto` each layer gets that of both with which the residual block around it errs less on the data.
 
     `nearest` takes scales that span each block. `clip` searches those of least squared error, zero points too. `hqq`
     fits them to an error that forgives outliers; it is for formats with zero points. `gptq` looks at the calibration
@@ -91,7 +94,7 @@ class QuantizeBlocks(Pass):
     format: Annotated[str, Doc("what an element becomes: int4, uint4, nf4, mxfp4 and so on")] = "int4"
     formats: Annotated[tuple[str, ...], Doc("instead: formats of which each weight gets the best for its bytes")] = ()
     bits: Annotated[float | None, Range(0), Doc("mean bits an element with several formats, scales included")] = None
-    axis: Annotated[Literal["in", "out", "flat"], Doc("what blocks run along")] = "in"
+    axis: Annotated[Literal["in", "out", "flat", "auto"], Doc("what blocks run along")] = "in"
     block: Annotated[int, Range(0), Doc("elements that share a scale; 0 for the whole axis")] = 32
     rounding: Annotated[Rounding, Doc("how scales and codes are chosen")] = "nearest"
     branch: Annotated[Literal["none", "lorc", "svdquant"], Doc("what thin matrices beside codes make up for")] = "none"
@@ -112,15 +115,31 @@ class QuantizeBlocks(Pass):
     def run(self, model: ir.Model, context: Context) -> Outcome:
         """Quantize the weights in the order of the graph, then let their readers read the codes."""
         context = replace(context, samples=self.samples)
-        choice, notes = self._choice(model, context)
-        ledger = self._write(model, choice, context)
-        return Outcome(notes=(*notes, *ledger.notes(model)), worst=ledger.worst)
+        axes = self._axes(model, context)
+        choice, notes = self._choice(model, axes, context)
+        ledger = self._write(model, choice, axes, context)
+        along = [name for name, axis in axes.items() if axis == "out"]
+        said = [f"{len(along)} of {len(axes)} have blocks along the outputs: {listed(along, NAMED)}"] if along else []
+        return Outcome(notes=(*notes, *ledger.notes(model), *said), worst=ledger.worst)
+
+    def _axes(self, model: ir.Model, context: Context) -> Mapping[str, str]:
+        """Return what the blocks of each weight run along, where that is to be chosen."""
+        fmt = any_format(self._names[0])
+        if self.axis != "auto" or isinstance(fmt, Scheme):
+            return {}
+
+        def trial(target: Target, along: str, matrix: Array) -> Found:
+            return fmt.encode(matrix, target.axis(along), self.block)
+
+        return better_axes(model, found(model, self.only, self.skip)[0], trial, context)
 
     @property
     def _names(self) -> tuple[str, ...]:
         return self.formats or (self.format,)
 
-    def _choice(self, model: ir.Model, context: Context) -> tuple[Choice | None, tuple[str, ...]]:
+    def _choice(
+        self, model: ir.Model, axes: Mapping[str, str], context: Context
+    ) -> tuple[Choice | None, tuple[str, ...]]:
         """Return the format of each weight, None where all get the one, and what to say about it."""
         limit = context.max_error
         if self.formats and self.bits is None and limit is None:
@@ -132,41 +151,44 @@ class QuantizeBlocks(Pass):
 
         def error(choice: Choice | None) -> float:
             trial = replace(self, rounding="clip") if self.rounding in LEARNT else self
-            return outputs.error(lambda clone: trial._write(clone, choice, context))
+            return outputs.error(lambda clone: trial._write(clone, choice, axes, context))
 
         if not self.formats and limit is not None and error(None) <= limit:
             return None, ()
-        offers = self._offers(model)
+        offers = self._offers(model, axes)
         mixed = mixture(model, offers, feelings(outputs, offers, context), context)
         choice = mixed.at(self.bits) if limit is None else within(mixed, self.bits, error, limit)
         if limit is not None and not choice:  # nothing holds: verification says so, and names the worst
             choice = mixed.at(self.bits)
         return choice, tuple(summary(choice, offers))
 
-    def _offers(self, model: ir.Model) -> list[Offer]:
+    def _offers(self, model: ir.Model, axes: Mapping[str, str]) -> list[Offer]:
         """Return each weight in all the formats in which it becomes smaller."""
         forms: dict[Target, dict[str, Storage[Any]]] = {}
         for target in found(model, self.only, self.skip)[0]:
             for name in self._names:
-                form, _ = self._form(model, target, any_format(name), {}, {})
+                form, _ = self._form(model, target, any_format(name), Made(axes))
                 if form is not None and form.nbytes < target.tensor.nbytes:
                     forms.setdefault(target, {})[name] = form
         return [
-            Offer(target, {name: form.nbytes for name, form in each.items()}, partial(self._without_data, target))
+            Offer(target, {name: form.nbytes for name, form in each.items()}, partial(self._without_data, target, axes))
             for target, each in forms.items()
         ]
 
-    def _without_data(self, target: Target, name: str, matrix: Array) -> Found:
+    def _without_data(self, target: Target, axes: Mapping[str, str], name: str, matrix: Array) -> Found:
         rounding, fmt = "clip" if self.rounding in LEARNT else self.rounding, any_format(name)
         if isinstance(fmt, Scheme):
             return encoded(fmt, matrix, target.in_axis)
-        return quantized(target, matrix, fmt, self.axis, self.block, rounding)
+        return quantized(matrix, fmt, target.axis(self._along(target, axes)), self.block, rounding)
 
-    def _write(self, model: ir.Model, choice: Choice | None, context: Context) -> Ledger:
+    def _along(self, target: Target, axes: Mapping[str, str]) -> str:
+        """Return what the blocks of a weight run along."""
+        return axes.get(target.name, "in") if self.axis == "auto" else self.axis
+
+    def _write(self, model: ir.Model, choice: Choice | None, axes: Mapping[str, str], context: Context) -> Ledger:
         """Quantize weights in place, all of them or those that are chosen, and return what became of them."""
         targets, left = found(model, self.only, self.skip)
-        tables: dict[bytes, ir.Value] = {}
-        projections: dict[ir.Value, Projection] = {}
+        made = Made(axes)
         ledger, planned = Ledger(left, repairs=self.branch != "none"), []
         for target in targets:
             name = self.format if choice is None else choice.get(target.name)
@@ -175,12 +197,12 @@ class QuantizeBlocks(Pass):
                     "to keep the error below the limit" if self.bits is None else "for the outputs' sake"
                 )
                 continue
-            form, why = self._form(model, target, any_format(name), tables, projections)
+            form, why = self._form(model, target, any_format(name), made)
             if form is None or form.nbytes >= target.tensor.nbytes:
                 left[target.name] = why if form is None else "it would not become smaller"
             else:
                 planned.append(Entry(form, why))
-        planned = list(self._paired(planned, tables))
+        planned = list(self._paired(planned, made.tables))
         if self.rounding == "nearest" and self.branch == "none" and sum(each.form.nbytes for each in planned) > KEPT:
             weights = self._streamed(planned, ledger)
         else:
@@ -200,27 +222,20 @@ class QuantizeBlocks(Pass):
                 yield each
 
     def _form(
-        self,
-        model: ir.Model,
-        target: Target,
-        fmt: Format | Scheme,
-        tables: MutableMapping[bytes, ir.Value],
-        projections: MutableMapping[ir.Value, Projection],
+        self, model: ir.Model, target: Target, fmt: Format | Scheme, made: Made
     ) -> tuple[Storage[Any] | None, str]:
         """Return how a weight is to be stored, and why not as wished."""
         if isinstance(fmt, Scheme):
             if model.opset_imports.get("", 1) < SLICES:
                 return None, "the opset cannot decode it"
-            return Schemed(target, fmt, tables=tables), f"{fmt.name} is for files alone"
-        form, why = self._plain(model, target, fmt, tables)
+            return Schemed(target, fmt, tables=made.tables), f"{fmt.name} is for files alone"
+        form, why = self._plain(model, target, fmt, made)
         if form is None or self.branch == "none":
             return form, why
-        return branched(form, self.rank, projections if self.branch == "svdquant" else None), why
+        return branched(form, self.rank, made.projections if self.branch == "svdquant" else None), why
 
-    def _plain(
-        self, model: ir.Model, target: Target, fmt: Format, tables: MutableMapping[bytes, ir.Value]
-    ) -> tuple[Form | None, str]:
-        axis, opset = target.axis(self.axis), model.opset_imports.get("", 1)
+    def _plain(self, model: ir.Model, target: Target, fmt: Format, made: Made) -> tuple[Form | None, str]:
+        axis, opset = target.axis(self._along(target, made.axes)), model.opset_imports.get("", 1)
         wished: Form | str
         if self.emit == "fast":
             wished = (experts if target.stacked else kernel)(target, fmt, axis, self.block)
@@ -230,7 +245,7 @@ class QuantizeBlocks(Pass):
             return wished, ""
         if opset < SLICES:
             return None, f"opset {opset} cannot decode it"
-        return Tabled(target, fmt, axis, self.block, tables=tables), wished
+        return Tabled(target, fmt, axis, self.block, tables=made.tables), wished
 
     def _streamed(self, planned: Sequence[Entry], ledger: Ledger) -> Iterator[Stored]:
         """Yield weights that are computed one at a time while the model is written."""
@@ -314,14 +329,14 @@ class QuantizeBlocks(Pass):
             if second is None:
                 found, lost = self._quantized(entry, matrix), nan
             else:
-                found, lost = compensating(target, matrix, _format(entry), self.axis, self.block, second, self.rounding)
+                found, lost = compensating(target, matrix, *_layout(entry), second, self.rounding)
             return Result(found, stored(entry.form, found), relative_error(matrix, found), sqrt(lost))
 
     def _compensating(self, entry: Entry, second: Array, matrix: Array) -> Quantized:
-        return compensating(entry.target, matrix, _format(entry), self.axis, self.block, second, self.rounding)[0]
+        return compensating(entry.target, matrix, *_layout(entry), second, self.rounding)[0]
 
     def _quantized(self, entry: Entry, matrix: Array) -> Quantized:
-        return quantized(entry.target, matrix, _format(entry), self.axis, self.block, self.rounding)
+        return quantized(matrix, *_layout(entry), self.rounding)
 
     def _late(self, entry: Entry) -> Found:
         """Return a weight that nobody looked at before."""
@@ -331,7 +346,7 @@ class QuantizeBlocks(Pass):
             return entry.form.encoded(matrix) if isinstance(entry.form, Schemed) else self._quantized(entry, matrix)
 
 
-def _format(entry: Entry) -> Format:
-    """Return the format of blocks that a weight is in."""
+def _layout(entry: Entry) -> tuple[Format, int | None, int]:
+    """Return the format of a weight, the axis that its blocks run along, and their size."""
     assert isinstance(entry.form, Form)
-    return entry.form.format
+    return entry.form.format, entry.form.axis, entry.form.block

@@ -168,7 +168,8 @@ def test_they_are_for_files_alone_and_their_bytes_are_those_of_the_file():
     model = graph(DENSE, WEIGHTS)
     report = bevel.optimize(model, "quantize-blocks{format=ptq161}")
     assert "MatMulNBits" not in operators(model)
-    assert "floats again when loaded, ptq161 is for files alone: first, second, third" in "\n".join(report.steps[0].notes)
+    notes = "\n".join(report.steps[0].notes)
+    assert "floats again when loaded, ptq161 is for files alone: first, second, third" in notes
     stream = io.BytesIO()
     bevel.save(model, stream)
     tensors = onnx.load_from_string(stream.getvalue()).graph.initializer

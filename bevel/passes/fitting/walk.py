@@ -53,6 +53,27 @@ class Walk:
         for feed in self._feeds:
             yield feed[value]
 
+    def ahead(self, value: ir.Value) -> Iterator[Array]:
+        """Yield what a value that is still to come would be, feed by feed; the walk stays where it is."""
+        needed: set[ir.Node] = set()
+        pending = [value]
+        while pending:
+            maker = pending.pop().producer()
+            if (
+                maker is not None
+                and maker not in needed
+                and maker not in self._fixed
+                and self._place[maker] >= self._done
+            ):
+                needed.add(maker)
+                pending.extend(uses(maker))
+        piece = sorted(needed, key=self._place.__getitem__)
+        taken = [each for node in piece for each in uses(node)]
+        model, inputs = self._piece([*self._makers(taken), *piece], [value])
+        with self._runtime.open(model) as runs:
+            for feed in self._feeds:
+                yield runs.run({each.name or "": feed[each] for each in inputs if each in feed})[value.name or ""]
+
     def _constant(self, value: ir.Value) -> Array:
         """Return what is computed from weights alone, as they are now."""
         model, _ = self._piece(self._makers([value]), [value])

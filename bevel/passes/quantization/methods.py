@@ -20,9 +20,8 @@ MEASURES: Final = {"hqq": FORGIVING}
 LEARNT: Final = {"gptq": compensated, "adaround": adaptive}
 
 
-def quantized(target: Target, matrix: Array, fmt: Format, along: str, block: int, rounding: str) -> Quantized:
+def quantized(matrix: Array, fmt: Format, axis: int | None, block: int, rounding: str) -> Quantized:
     """Return a weight in a format, without data: to the nearest codes of scales that span blocks, or are searched."""
-    axis = target.axis(along)
     if rounding == "nearest":
         return fmt.encode(matrix, axis, block)
     fmt = fmt.fitted(matrix, axis, block)
@@ -33,13 +32,13 @@ def quantized(target: Target, matrix: Array, fmt: Format, along: str, block: int
 
 
 def compensating(
-    target: Target, matrix: Array, fmt: Format, along: str, block: int, second: Array, rounding: str = "gptq"
+    target: Target, matrix: Array, fmt: Format, axis: int | None, block: int, second: Array, rounding: str = "gptq"
 ) -> tuple[Quantized, float]:
     """Return a layer's weight in a format, and the relative squared error of its output.
 
     Scales leave the least error if inputs are weighted with their second moments; then codes are chosen together.
     """
-    layer, axis = target.layer, target.axis(along)
+    layer = target.layer
     assert layer is not None
     fmt = fmt.fitted(matrix, axis, block)
     base, blocks = fmt.base(matrix), split(matrix, axis, block)
