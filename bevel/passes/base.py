@@ -133,6 +133,23 @@ class Runtime(Protocol):
         PyTorch is not installed.
         """
 
+    def router(
+        self,
+        rows: np.ndarray,
+        gram: np.ndarray,
+        along: np.ndarray,
+        best: np.ndarray,
+        start: Sequence[np.ndarray],
+        *,
+        width: int,
+        epochs: int,
+        seed: int,
+    ) -> Sequence[np.ndarray]:
+        """Return the weights and constants of a router of experts that was trained on what they give.
+
+        `bevel/backends/torch/routers.py` says what the arrays are. Raises `UsageError` where PyTorch is not installed.
+        """
+
 
 # Statistics of a layer's input come from a few thousand rows (tokens, pixels) at least: 128 samples have more.
 SAMPLES = 128

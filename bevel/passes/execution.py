@@ -34,3 +34,8 @@ class Execution:
         """Yield gradients by initializer name, taken in PyTorch, which is imported now."""
         found: Iterator[Mapping[str, np.ndarray[Any, Any]]] = backend("gradients").gradients(model, feeds, kind, seed)
         return found
+
+    def router(self, *seen: Any, **options: Any) -> Sequence[np.ndarray[Any, Any]]:
+        """Return the weights and constants of a router that was trained in PyTorch, which is imported now."""
+        found: Sequence[np.ndarray[Any, Any]] = backend("routers").trained(*seen, **options)
+        return found

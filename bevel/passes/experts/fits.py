@@ -1,4 +1,4 @@
-"""Routers from weights and cached activations: forward passes only."""
+"""Routers from weights and cached activations: forward passes of the model only, also for those that are trained."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from bevel.ir.split import Partition
 from bevel.passes.experts.evidence import Evidence
 from bevel.passes.experts.routers import Linear, Neurons, Oracle, Router
 from bevel.passes.experts.splitters import manhattan, markers
+from bevel.passes.experts.trained import train
 
 Array = np.ndarray[Any, Any]
 Fit = Callable[[Evidence, Partition, int], Router]
@@ -22,6 +23,8 @@ ROUTERS: Final[dict[str, Fit]] = {}
 # Share of the mean energy of the inputs that is added to keep a fit from following noise.
 RIDGE: Final = 1e-3
 STEPS: Final = 60
+# Hidden entries of the network beside a trained router.
+WIDTH: Final = 64
 # Rows that are worked on at a time where every expert's output is needed.
 CHUNK: Final = 512
 
@@ -84,6 +87,25 @@ def logistic(evidence: Evidence, partition: Partition, active: int) -> Router:
     weight = found.x.reshape(shape)
     inner = weight[:-1] / scale[:, None]
     return Linear(inner, weight[-1] - mean @ inner)
+
+
+@router("trained")
+def trained(evidence: Evidence, partition: Partition, active: int) -> Router:
+    """Train a linear layer on the error that its choices make, from the logistic regression on. Needs PyTorch."""
+    return _trained(evidence, partition, active, width=0)
+
+
+@router("trained-mlp")
+def trained_mlp(evidence: Evidence, partition: Partition, active: int) -> Router:
+    """Train a linear layer and a small network beside it, as `trained`: 64 hidden entries. Needs PyTorch."""
+    return _trained(evidence, partition, active, width=WIDTH)
+
+
+def _trained(evidence: Evidence, partition: Partition, active: int, width: int) -> Router:
+    _, best = _examples(evidence, partition, active)
+    start = logistic(evidence, partition, active)
+    assert isinstance(start, Linear)
+    return train(evidence, partition, start, best, width)
 
 
 @router("oracle")

@@ -46,6 +46,27 @@ class Linear:
 
 
 @dataclass(frozen=True, eq=False)
+class Perceptron:
+    """A linear layer, and what a small network adds to it: `first` with a Relu, then `second` `[entries, experts]`."""
+
+    linear: Linear
+    first: Linear
+    second: Array
+
+    @property
+    def size(self) -> int:
+        """How many numbers it has."""
+        return self.linear.size + self.first.size + int(self.second.size)
+
+    def scores(self, write: Writer, rows: ir.Value, parts: Parts) -> ir.Value:
+        """Write three products and their sum."""
+        product = write("MatMul", rows, write.learnt("router.first.weight", self.first.weight))
+        hidden = write("Relu", write("Add", product, write.learnt("router.first.bias", self.first.bias)))
+        added = write("MatMul", hidden, write.learnt("router.second.weight", self.second))
+        return write("Add", self.linear.scores(write, rows, parts), added)
+
+
+@dataclass(frozen=True, eq=False)
 class Neurons:
     """The magnitude of one hidden entry of each expert, with rows of unit length in what is read and in the weights."""
 
