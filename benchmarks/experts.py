@@ -1,15 +1,17 @@
 """Dense feed-forward layers to experts without training: quality by splitter and router, plain pruning beside them.
 
-    python -m benchmarks.experts [--model gpt|minilm] [--sparsity 25 50 75] [--short]
+    python -m benchmarks.experts [--model gpt|vit|minilm] [--sparsity 25 50 75] [--windows 32] [--short]
 
 The model's feed-forward layers become 8 experts (equal parts of the hidden entries) of which 6, 4 or 2 run for each
 token, half of these always. CMoE's recipe is rates and analytic, ExpertWeaver's profiles and mean-gate, both without a
 fit; the lines with `+ refit` fit the last product after routing. `pruned` keeps the same number of entries for all
 tokens and fits the last product to those: the static control. `oracle` runs the experts that add most along the
-output: no router can be run like that. The error is that of a layer's output on tokens held back, averaged over the
+output: no router can be run like that. `trained` is a linear router, `trained-mlp` one with a small network beside it,
+both trained for some seconds on the calibration data; nothing else is. The error is that of a layer's output on tokens held back, averaged over the
 layers; the quality that of the model: the perplexity of the next character in files no training saw (gpt, lower is
-better), the recall of a function by its docstring (minilm, higher is better). Calibration: 32 windows of training text
-(gpt), 128 functions (minilm).
+better), the accuracy in percent on 500 held-out images (vit, of digits), the recall of a function by its docstring
+(minilm, higher is better). Calibration: 32 windows of training text (gpt, or so many `--windows`), 512 images (vit),
+128 functions (minilm).
 """
 
 import argparse
@@ -42,9 +44,13 @@ ACTIVE = {25: 6, 50: 4, 75: 2}
 RECIPES = (("rates", "analytic", False), ("profiles", "mean-gate", False))
 REFITTED = tuple(
     [(splitter, "logistic", True) for splitter in SPLITTERS if splitter != "contiguous"]
-    + [("coactivation", router, True) for router in ("analytic", "mean-gate", "least-squares", "oracle")]
+    + [("coactivation", router, True) for router in ("analytic", "mean-gate", "least-squares")]
+    + [("coactivation", router, True) for router in ("trained", "trained-mlp", "oracle")]
 )
-SHORT = (("coactivation", "logistic", True), ("kmeans", "logistic", True), ("coactivation", "oracle", True))
+SHORT = (
+    *[("coactivation", router, True) for router in ("logistic", "trained", "trained-mlp", "oracle")],
+    ("kmeans", "logistic", True),
+)
 WINDOWS = {"calibration": 32, "test": 64}
 
 
@@ -57,11 +63,19 @@ class Task:
     quality: Callable[[ir.Model], float]
 
 
-def gpt() -> Task:
+def gpt(windows: int) -> Task:
     from benchmarks import character_gpt
 
-    feeds = character_gpt.calibration(WINDOWS["calibration"])
+    feeds = character_gpt.calibration(windows)
     return Task(character_gpt.model(), feeds, lambda model: character_gpt.perplexity(model, windows=WINDOWS["test"]))
+
+
+def vit() -> Task:
+    from benchmarks.pruning_accuracy import FOLDER
+    from benchmarks.pruning_accuracy_tasks import networks
+
+    (network,) = networks(0, FOLDER, ["digits-vit"])
+    return Task(bevel.load(network.path), network.calibration, lambda model: 100 * network.test(model))
 
 
 def minilm() -> Task:
@@ -121,11 +135,12 @@ def measured(task: Task, layers: list[tuple[Mixture | np.ndarray, Fitted]], erro
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=("gpt", "minilm"), default="gpt")
+    parser.add_argument("--model", choices=("gpt", "vit", "minilm"), default="gpt")
     parser.add_argument("--sparsity", type=int, nargs="*", choices=ACTIVE, default=list(ACTIVE))
-    parser.add_argument("--short", action="store_true", help="the recipes, two pairs and the oracle only")
+    parser.add_argument("--windows", type=int, default=WINDOWS["calibration"], help="of text to calibrate the gpt on")
+    parser.add_argument("--short", action="store_true", help="the recipes, the trained routers and the oracle only")
     options = parser.parse_args()
-    task = {"gpt": gpt, "minilm": minilm}[options.model]()
+    task = gpt(options.windows) if options.model == "gpt" else {"vit": vit, "minilm": minilm}[options.model]()
     print(f"{options.model}, dense: {task.quality(task.model):.3f}", flush=True)
     for sparsity in options.sparsity:
         print(f"\n{sparsity}% of the hidden entries rest{'':20}error   quality", flush=True)
