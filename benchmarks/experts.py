@@ -7,11 +7,12 @@ token, half of these always. CMoE's recipe is rates and analytic, ExpertWeaver's
 fit; the lines with `+ refit` fit the last product after routing. `pruned` keeps the same number of entries for all
 tokens and fits the last product to those: the static control. `oracle` runs the experts that add most along the
 output: no router can be run like that. `trained` is a linear router, `trained-mlp` one with a small network beside it,
-both trained for some seconds on the calibration data; nothing else is. The error is that of a layer's output on tokens held back, averaged over the
-layers; the quality that of the model: the perplexity of the next character in files no training saw (gpt, lower is
-better), the accuracy in percent on 500 held-out images (vit, of digits), the recall of a function by its docstring
-(minilm, higher is better). Calibration: 32 windows of training text (gpt, or so many `--windows`), 512 images (vit),
-128 functions (minilm).
+both trained for some seconds on the calibration data; nothing else is.
+
+The error is that of a layer's output on tokens held back, averaged over the layers; the quality that of the model: the
+perplexity of the next character in files no training saw (gpt, lower is better), the accuracy in percent on 500
+held-out images (vit, of digits), the recall of a function by its docstring (minilm, higher is better). Calibration: 32
+windows of training text (gpt, or so many `--windows`), 512 images (vit), 128 functions (minilm).
 """
 
 import argparse
