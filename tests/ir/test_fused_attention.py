@@ -177,6 +177,7 @@ LIES = (
     ),
     ("scaled angles", TURNED, (MICROSOFT, "GroupQueryAttention"), attending(alone(0, 7, 8), K, V, packed=IN_ONE)),
     ("caches left behind", BY_NAME["Attention-onnx-cached"], ("", "Attention"), attending(Q, K, V)),
+    ("a state left behind", BY_NAME["LinearAttention"], (MICROSOFT, "LinearAttention"), VALUES),
 )
 
 

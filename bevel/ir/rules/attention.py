@@ -182,7 +182,12 @@ def _heads(site: Site) -> Heads:
     return Heads(query[0], query[-2], key[-2], fresh(few), fresh(many // few), fresh(width), fresh(value_width))
 
 
-@rule("LinearAttention")
+# Values and the state that they make are multiplied alike; queries and keys stay as they are.
+_WRITTEN = alone(2, 3)
+RECURRENT = Action(_WRITTEN, outputs=1, others=((1, _WRITTEN),))
+
+
+@rule("LinearAttention", acts=RECURRENT)
 def linear_attention(site: Site) -> None:
     """State a recurrence over outer products of keys and values, one state a head."""
     query, key, value = site.axes(0), site.axes(1), site.axes(2)

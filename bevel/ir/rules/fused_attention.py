@@ -11,6 +11,7 @@ from bevel.ir.axes import ONE, Axis, fresh, product, total
 from bevel.ir.coupling import Freedom, rule
 from bevel.ir.resize import Resize, Statement, Write, attribute_sizes
 from bevel.ir.rules.attention import (
+    RECURRENT,
     Heads,
     alone,
     attending,
@@ -33,7 +34,7 @@ _THREE = 3  # query, key and value side by side in a packed operand
 # Operands that have no input of their own: the parts of a packed weight, and those of a bias.
 _WEIGHTS, _BIASES = (20, 21, 22), (30, 31, 32)
 
-rule("LinearAttention", domain=MICROSOFT)(linear_attention)
+rule("LinearAttention", domain=MICROSOFT, acts=RECURRENT)(linear_attention)
 
 pin(
     *("DecoderMaskedMultiHeadAttention", "DecoderMaskedSelfAttention", "DecoderAttention"),
