@@ -17,7 +17,9 @@ plain (float[n, 6] x) => (float[n, 6] y) {
 }
 """
 WEIGHTS = {"up": (16, 6), "bias": (16,), "down": (6, 16), "shift": (6,)}
-CONVERSION = "convert-moe{{experts=4 active=3 shared=1 splitter=random router=logistic emit={}}}"
+CONVERSION = "convert-moe{{experts=4 active=3 shared=1 splitter=random router=logistic gates=softmax emit={}}}"
+# Weights, biases of the shared expert and of the routed ones, and the shared constant.
+COUNTS = {"masked": 4, "blocks": 13, "gather": 7, "moe": 7}
 
 
 def converted(emit, from_module):
@@ -31,22 +33,21 @@ def converted(emit, from_module):
     return model
 
 
-@pytest.mark.parametrize("from_module", [False, True])
-@pytest.mark.parametrize("emit", ["masked", "blocks"])
-def test_experts_and_router_are_parameters_and_masks_are_not(emit, from_module):
+@pytest.mark.parametrize(
+    ("emit", "from_module"), [("masked", True), ("blocks", False), ("blocks", True), ("gather", True), ("moe", True)]
+)
+def test_experts_and_router_are_trained_and_masks_are_not(emit, from_module):
     module = bevel.to_torch(converted(emit, from_module))  # compares with ONNX Runtime
-    parameters = {name for name, _ in module.named_parameters()}
-    buffers = {name for name, _ in module.named_buffers()}
-    routers = {name for name in parameters if "router" in name}
-    experts = {name for name in parameters - routers if name.rsplit(".", 1)[-1] in WEIGHTS}
-    assert {name.rsplit(".", 1)[-1] for name in routers} == {"weight", "bias"}
-    assert parameters == routers | experts
-    assert len(experts) == (4 if emit == "masked" else 13)  # up, bias, down of four experts, and the shared constant
-    assert buffers
     before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-    bevel.finetune(module, None, [(torch.randn(64, 6), torch.randn(64, 6))], labels=-1, epochs=3, lr=0.1)
-    learnt = {name for name, parameter in module.named_parameters() if not torch.equal(parameter, before[name])}
-    assert learnt >= experts
+    held = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    routers = {name for name in before if "router" in name}
+    assert {name.rsplit(".", 1)[-1] for name in routers} == {"weight", "bias"}
+    assert len(before) == COUNTS[emit] + len(routers)
+    data = [(torch.randn(64, 6), torch.randn(64, 6))]
+    losses = [bevel.finetune(module, None, data, labels=-1, epochs=20, lr=0.01).history[-1].loss for _ in range(2)]
+    assert losses[1] < losses[0]
+    assert all(not torch.equal(parameter, before[name]) for name, parameter in module.named_parameters())
+    assert all(torch.equal(buffer, held[name]) for name, buffer in module.named_buffers())
 
 
 def test_unmarked_constants_of_a_module_are_not_trained():

@@ -20,6 +20,7 @@ from bevel.ir.feed_forward import FeedForward, feed_forwards
 from bevel.ir.groups import Member, analyse
 from bevel.ir.names import Names
 from bevel.ir.piece import graft
+from bevel.ir.provenance import is_learnt, mark_learnt
 from bevel.ir.split import Parts
 from bevel.passes.experts.emission import always, writer
 from bevel.passes.experts.mixture import Mixture
@@ -79,7 +80,9 @@ def _stack(write: Writer, member: Member, taken: ir.Value, experts: int) -> None
     array = tensor.numpy()
     shape = list(array.shape)
     stacked = array.reshape(*shape[:axis], experts, -1, *shape[axis + 1 :])
-    whole = write("Gather", write.constant("stacked", stacked), taken, dtype=tensor.dtype, axis=axis)
+    weights = write.constant("stacked", stacked)
+    mark_learnt(weights, is_learnt(value) is not False)
+    whole = write("Gather", weights, taken, dtype=tensor.dtype, axis=axis)
     sizes = write.integers("sizes", *shape[:axis], -1, *shape[axis + 1 :])
     value.replace_all_uses_with(write("Reshape", whole, sizes, dtype=tensor.dtype))
     del write.graph.initializers[value.name or ""]

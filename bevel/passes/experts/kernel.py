@@ -35,10 +35,10 @@ def moe(parts: Parts, form: Form, mixture: Mixture, down: Array, names: Names) -
     rows = write.flattened(layer.input, layer, layer.channels[0])
     first, bias = form.first(mixture)
     second = mixture.gain * mixture.active * np.stack([down[part].T for part in mixture.partition.routed])
-    constant = write.floats("up.bias", bias) if np.any(bias) else None
-    inputs = [rows, _scores(write, rows, parts, mixture), write.floats("up", first), constant]
+    constant = write.learnt("up.bias", bias) if np.any(bias) else None
+    inputs = [rows, _scores(write, rows, parts, mixture), write.learnt("up", first), constant]
     attributes = {"k": mixture.active, "normalize_routing_weights": 1, **form.attributes}
-    in_place(write, parts, mixture, "MoE", [*inputs, write.floats("down", second)], attributes)
+    in_place(write, parts, mixture, "MoE", [*inputs, write.learnt("down", second)], attributes)
 
 
 def _scores(write: Writer, rows: ir.Value, parts: Parts, mixture: Mixture) -> ir.Value:
