@@ -161,8 +161,8 @@ def enumerated(whole: Array, pulses: int) -> Array:
 
 
 def points(operators: Operators[V], numbers: V, width: int, pulses: int, many: int) -> V:
-    """Return the groups `[many, width]` of numbers, in single precision."""
-    left, sizes, positive = operators.constant(np.full(many, pulses, np.int32)), [], []
+    """Return the groups `[many, width]` of numbers, in single precision; there are two entries at least."""
+    left, sizes, positive = operators.constant(np.array(pulses, np.int32)), [], []
     for rest in range(width - 1, 0, -1):
         size, numbers = _first(operators, numbers, left, (rest + 1, pulses, many))
         left = operators.subtract(left, size)
