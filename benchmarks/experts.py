@@ -24,6 +24,7 @@ import onnx_ir as ir
 
 import bevel
 from benchmarks import pruning_accuracy_functions as functions
+from bevel import registry
 from bevel.backends.onnxruntime import Session
 from bevel.ir.feed_forward import feed_forwards
 from bevel.ir.groups import analyse
@@ -34,12 +35,11 @@ from bevel.passes.calibration import Calibration
 from bevel.passes.execution import Execution
 from bevel.passes.experts.emission import masked
 from bevel.passes.experts.evidence import Evidence, evidence
-from bevel.passes.experts.fits import ROUTERS
 from bevel.passes.experts.mixture import Mixture
-from bevel.passes.experts.splitters import SPLITTERS
 from bevel.passes.experts.trial import Fitted, attempt, pruning, write
 from tests import zoo
 
+SPLITTERS, ROUTERS = registry.splitters(), registry.routers()
 EXPERTS = 8
 ACTIVE = {25: 6, 50: 4, 75: 2}
 RECIPES = (("rates", "analytic", False), ("profiles", "mean-gate", False))

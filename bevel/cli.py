@@ -158,6 +158,28 @@ def importances(name: str | None) -> None:
 
 @bevel.command()
 @click.argument("name", required=False)
+def splitters(name: str | None) -> None:
+    """List what can divide a layer among experts, or explain one."""
+    from bevel import registry
+    from bevel.commands.listing import explained_function, listed
+
+    known = registry.splitters()
+    click.echo(explained_function(name, known[name]) if name else "\n".join(listed(known)))
+
+
+@bevel.command()
+@click.argument("name", required=False)
+def routers(name: str | None) -> None:
+    """List what can score experts, or explain one."""
+    from bevel import registry
+    from bevel.commands.listing import explained_function, listed
+
+    known = registry.routers()
+    click.echo(explained_function(name, known[name]) if name else "\n".join(listed(known)))
+
+
+@bevel.command()
+@click.argument("name", required=False)
 def formats(name: str | None) -> None:
     """List the formats of quantized numbers, or explain one."""
     from bevel import registry

@@ -55,6 +55,16 @@ def importances() -> Registry:
     return Registry("bevel.importances", "importance")
 
 
+def splitters() -> Registry:
+    """Return every installed splitter (what divides a layer's hidden entries among experts) by name."""
+    return Registry("bevel.splitters", "splitter")
+
+
+def routers() -> Registry:
+    """Return every installed router (what makes the scores of experts) by name."""
+    return Registry("bevel.routers", "router")
+
+
 def formats() -> Registry:
     """Return every installed format of quantized numbers by name."""
     return Registry("bevel.formats", "format")

@@ -214,6 +214,16 @@ def test_formats_are_listed_and_explained():
     assert "did you mean 'mxfp4'" in run("formats", "mxfp5").stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "name", "said"),
+    [("splitters", "kmeans", "Cluster the directions"), ("routers", "logistic", "Fit a logistic regression")],
+)
+def test_splitters_and_routers_are_listed_and_explained(command, name, said):
+    assert f"{name:<20} {said}" in run(command).stdout
+    assert run(command, name).stdout.startswith(f"{name}\n\n{said}")
+    assert f"did you mean '{name}'" in run(command, name[:-1]).stderr
+
+
 def test_importances_are_listed_and_explained():
     listed = run("importances").stdout
     assert "lamp                 Score each entry, in each tensor by itself, by its energy" in listed

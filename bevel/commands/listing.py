@@ -1,4 +1,4 @@
-"""`bevel passes`, `importances`, `formats` and `rules`: what is installed, from its own docstrings and fields."""
+"""What `bevel passes`, `importances`, `formats` and their like say is installed, from its own docstrings and fields."""
 
 import inspect
 from collections.abc import Iterator
@@ -37,6 +37,11 @@ def explained_importance(name: str, found: Scores) -> str:
     chosen = found if isinstance(found, Importance) else Importance(found)
     ways = (f"aggregate: {chosen.aggregate}", f"normalize: {chosen.normalize}")
     return "\n".join((name, "", _documentation(chosen), "", *ways))
+
+
+def explained_function(name: str, found: object) -> str:
+    """Return a splitter's or router's documentation: its docstring."""
+    return "\n".join((name, "", _documentation(found)))
 
 
 def listed_formats(known: Registry) -> Iterator[str]:

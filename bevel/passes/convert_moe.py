@@ -1,13 +1,14 @@
 """Turn dense feed-forward layers into mixtures of experts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from bevel.errors import EditRefused, UsageError, nearest
+from bevel import registry
+from bevel.errors import EditRefused, UsageError
 from bevel.ir.bypass import redirect
 from bevel.ir.canonical.dead import remove_dead
 from bevel.ir.canonical.shapes import apply_hints, forget_contents, infer_shapes, take_declared
@@ -17,15 +18,14 @@ from bevel.ir.groups import analyse
 from bevel.ir.names import Names
 from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
 from bevel.passes.choice import choose
+from bevel.passes.experts.account import MOST_NAMED, account
+from bevel.passes.experts.budget import Division, Rung, allocate, divisions
 from bevel.passes.experts.emissions import EMISSIONS, Integers, Race, check, likeness, race
 from bevel.passes.experts.evidence import Evidence, evidence
-from bevel.passes.experts.fits import ROUTERS
 from bevel.passes.experts.mixture import Mixture, require
-from bevel.passes.experts.splitters import SPLITTERS, variations
+from bevel.passes.experts.splitters import variations
 from bevel.passes.experts.trial import Trial, attempt, sharing, write
 from bevel.passes.experts.writing import Writer
-
-MOST_NAMED: Final = 8
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class ConvertMoe(Pass):
     alone, or fitted to which experts would be best on the calibration data. With `refit` the last product is fitted to
     what it gave before. Nothing is trained. CMoE's recipe is splitter=rates router=analytic refit=false, ExpertWeaver's
     splitter=profiles router=mean-gate shared=none refit=false.
+
+    With a `threshold`, a token takes its best experts until their softmaxed scores reach it in sum, `active` at most.
+    With a `budget`, the numbers of active and shared experts are chosen layer by layer, by an integer program over the
+    errors that trials made, so that this share of the layers' parameters is active; some layers may stay whole.
 
     The notes say how far each layer's output is off on tokens held back, how far it would be with the best experts, and
     how far plain pruning to the same active width is, refitted as well. Where that is no worse, a mixture is not worth
@@ -67,10 +71,17 @@ class ConvertMoe(Pass):
     shared: Annotated[
         int | None, Range(0), Doc("how many of them always run; none: by how much activations vary (ExpertWeaver)")
     ] = 3
-    splitter: Annotated[str, Doc(f"who is in which expert: {', '.join(SPLITTERS)}")] = "coactivation"
-    router: Annotated[str, Doc(f"what scores the experts: {', '.join(ROUTERS)}")] = "logistic"
+    budget: Annotated[
+        float | None, Range(0, 1), Doc("share of the layers' parameters to be active, in place of active and shared")
+    ] = None
+    threshold: Annotated[
+        float | None, Range(0, 1), Doc("take experts until their softmaxed scores reach this in sum, active at most")
+    ] = None
+    splitter: Annotated[str, Doc("who is in which expert: an installed splitter (bevel splitters)")] = "coactivation"
+    router: Annotated[str, Doc("what scores the experts: an installed router (bevel routers)")] = "logistic"
     gates: Annotated[
-        Literal["one", "share"], Doc("what routed experts are multiplied by: 1, or routed by taken (FactorLLM)")
+        Literal["one", "share", "softmax"],
+        Doc("what routed experts are multiplied by: 1, routed by taken (FactorLLM), or softmax of scores times taken"),
     ] = "one"
     refit: Annotated[bool, Doc("fit the last product to what it gave before, on the calibration data")] = True
     control: Annotated[
@@ -91,10 +102,9 @@ class ConvertMoe(Pass):
     def __post_init__(self) -> None:
         """Check the options, and that they fit each other."""
         super().__post_init__()
-        for label, name, known in (("splitter", self.splitter, SPLITTERS), ("router", self.router, ROUTERS)):
-            if name not in known:
-                raise UsageError(f"{label}={name} is not there", where=self.name, remedy=nearest(name, known))
-        if not (self.shared or 0) < self.active <= self.experts:
+        for known, name in ((registry.splitters(), self.splitter), (registry.routers(), self.router)):
+            known[name]  # raises if it is not there
+        if self.budget is None and not (self.shared or 0) < self.active <= self.experts:
             raise UsageError(
                 f"{self.active} of {self.experts} experts cannot run if {self.shared or 0} of them are shared",
                 where=self.name,
@@ -102,6 +112,12 @@ class ConvertMoe(Pass):
             )
         if self.bits not in (4, 8):
             raise UsageError(f"bits={self.bits} is not there", where=self.name, remedy="QMoE has 4 and 8")
+        if self.threshold is not None and (self.gates == "share" or self.emit in ("moe", "qmoe")):
+            raise UsageError(
+                "with a threshold tokens take different numbers of experts",
+                where=self.name,
+                remedy="gates=one or softmax; emit=blocks, dynamic, gather or auto",
+            )
         if self.router == "oracle" and self.emit != "masked":
             raise UsageError("the oracle computes all experts", where=self.name, remedy="take it with emit=masked")
 
@@ -110,8 +126,14 @@ class ConvertMoe(Pass):
         context = replace(context, samples=self.samples)
         require(model)
         layers, left = self._layers(model)
+        gathered = list(evidence(model, layers, context))
+        wanted, told = self._divisions(gathered, context)
         rng = np.random.default_rng(context.seed)
-        trials = [(found, self._trial(found, context, rng)) for found in evidence(model, layers, context)]
+        trials = [
+            (found, self._trial(found, division, context, rng))
+            for found, division in zip(gathered, wanted, strict=True)
+            if division is not None
+        ]
         emits, races = self._emissions(trials, context)
         names = Names(model)
         for (found, trial), emit in reversed([*zip(trials, emits, strict=True)]):
@@ -121,7 +143,8 @@ class ConvertMoe(Pass):
         infer_shapes(model)
         forget_contents(model)
         apply_hints(hints)
-        return Outcome(notes=(*self._notes(trials), *races, *left))
+        mixed = [(found, trial) for found, trial in trials if not self._static(trial)]
+        return Outcome(notes=(*account(trials, mixed, self.experts, self.control), *told, *races, *left))
 
     def _layers(self, model: ir.Model) -> tuple[list[FeedForward], list[str]]:
         """Return the layers to convert, and why others are left alone."""
@@ -144,23 +167,39 @@ class ConvertMoe(Pass):
             )
         return able, left
 
-    def _trial(self, found: Evidence, context: Context, rng: np.random.Generator) -> Trial:
+    def _divisions(self, found: Sequence[Evidence], context: Context) -> tuple[list[Division | None], list[str]]:
+        """Return how many experts each layer runs, None where it stays whole, and what to say of that."""
+        if self.budget is None:
+            return [self._division(each) for each in found], []
+        tried: list[list[Rung]] = []
+        for each in found:
+            rng = np.random.default_rng(context.seed)
+            trials = [
+                (division, self._trial(each, division, context, rng, bound=False))
+                for division in divisions(self.experts)
+            ]
+            tried.append([Rung(division, trial.error, trial.static) for division, trial in trials])
+        chosen = allocate(tried, [each.parameters for each in found], self.experts, self.budget)
+        return list(chosen.divisions), [str(chosen)]
+
+    def _division(self, found: Evidence) -> Division:
+        """Return the numbers that the options give."""
+        if self.shared is not None:
+            return Division(self.active, self.shared)
+        return Division(self.active, sharing(variations(found), self.experts, self.active - 1))
+
+    def _trial(
+        self, found: Evidence, division: Division, context: Context, rng: np.random.Generator, *, bound: bool = True
+    ) -> Trial:
         """Divide a layer's entries, make a router, and measure."""
-        shared = self.shared
-        if shared is None:
-            shared = sharing(variations(found), self.experts, self.active - 1)
+        shared, active = division.shared, division.active - division.shared
         routed, each = self.experts - shared, found.layer.size // self.experts
-        partition = SPLITTERS[self.splitter](found, routed, shared * each, rng)
-        active = self.active - shared
-        router = ROUTERS[self.router](found, partition, active)
+        partition = registry.splitters()[self.splitter](found, routed, shared * each, rng)
+        router = registry.routers()[self.router](found, partition, active)
         gain = routed / active if self.gates == "share" else 1.0
-        return attempt(
-            found,
-            Mixture(partition, router, active, gain),
-            context.runtime,
-            refit=self.refit,
-            control=self.control != "skip",
-        )
+        mixture = Mixture(partition, router, active, gain, self.threshold, self.gates == "softmax")
+        control = self.control != "skip" or self.budget is not None
+        return attempt(found, mixture, context.runtime, refit=self.refit, control=control, bound=bound)
 
     def _emissions(self, trials: Sequence[tuple[Evidence, Trial]], context: Context) -> tuple[list[str], list[str]]:
         """Return how each mixture is to run, each checked against the mask, and what to say of that."""
@@ -196,58 +235,7 @@ class ConvertMoe(Pass):
     def _static(self, trial: Trial) -> bool:
         return self.control == "use" and trial.static_wins
 
-    def _notes(self, trials: Sequence[tuple[Evidence, Trial]]) -> Iterator[str]:
-        """Say what was done and how good it is, the control beside it."""
-        found = [trial for _, trial in trials]
-        mixed = [trial for trial in found if not self._static(trial)]
-        shared = "some" if self.shared is None else str(self.shared)
-        yield (
-            f"{len(mixed)} feed-forward layers are mixtures of {self.experts} experts, {shared} of them shared, "
-            f"{self.active} active: {1 - self.active / self.experts:.0%} of the hidden entries rest for each token"
-        )
-        if mixed:
-            yield _parameters([(each, trial) for each, trial in trials if not self._static(trial)])
-            yield (
-                f"of the experts that are routed, {_mean([trial.idle for trial in mixed]):.0%} rest for 8 tokens in "
-                f"a row; the one most in demand is taken {max(trial.load for trial in mixed):.2g} times the mean"
-            )
-        controlled = self.control != "skip"
-        pruned = (
-            f"; {_mean([trial.static for trial in found]):.3g} with plain pruning to the same active width, refitted"
-        )
-        yield (
-            f"relative error of a layer's output, on average: {_mean([trial.error for trial in found]):.3g}; "
-            f"{_mean([trial.oracle for trial in found]):.3g} with the best experts{pruned * controlled}"
-        )
-        wins = sum(trial.static_wins for trial in found)
-        if wins:
-            done = "which is what was done there" if self.control == "use" else "control=use takes it there"
-            yield f"plain pruning is no worse in {wins} of {len(found)} layers: {done}"
-        ordered = sorted(trials, key=lambda pair: -pair[1].error)[:MOST_NAMED]
-        yield "worst: " + ", ".join(
-            f"{each.layer.name} {trial.error:.3g} (best experts {trial.oracle:.3g}"
-            + f", pruned {trial.static:.3g}" * controlled
-            + ")"
-            for each, trial in ordered
-        )
-
 
 def _looking_alike(refused: Sequence[Refused]) -> list[Refused]:
     """Return the groups that came nearest to a feed-forward layer: whole axes that may lose entries."""
     return [each for each in refused if each.whole and each.group.allows(FREE_TO_DROP)][:MOST_NAMED]
-
-
-def _parameters(trials: Sequence[tuple[Evidence, Trial]]) -> str:
-    """Say how many of the layers' parameters each token meets."""
-    total = active = router = 0
-    for found, trial in trials:
-        size = sum(value.const_value.size for value in found.layer.weights if value.const_value is not None)
-        partition = trial.mixture.partition
-        width = len(partition.shared) + trial.mixture.active * len(partition.routed[0])
-        total, active = total + size, active + size * width // found.layer.size
-        router += trial.mixture.router.size
-    return f"{active:,} of {total:,} parameters of these layers are active for a token, and {router:,} of routers"
-
-
-def _mean(numbers: Sequence[float]) -> float:
-    return float(np.mean(numbers)) if numbers else float("nan")

@@ -6,6 +6,7 @@ import onnx_ir as ir
 import pytest
 
 import bevel
+from bevel import registry
 from bevel.errors import EditRefused, PromiseBroken, UsageError
 from bevel.ir.canonical.dead import remove_dead
 from bevel.ir.feed_forward import feed_forwards
@@ -18,21 +19,22 @@ from bevel.passes.convert_moe import ConvertMoe
 from bevel.passes.execution import Execution
 from bevel.passes.experts.balance import MOST_EXACT, deal
 from bevel.passes.experts.blocks import blocks
+from bevel.passes.experts.budget import Division, Rung, allocate
 from bevel.passes.experts.emission import masked
 from bevel.passes.experts.emissions import EMISSIONS, Emission, Integers, check
 from bevel.passes.experts.evidence import evidence
-from bevel.passes.experts.fits import ROUTERS, choices
+from bevel.passes.experts.fits import choices
 from bevel.passes.experts.gather import gather
 from bevel.passes.experts.mixture import Mixture
 from bevel.passes.experts.routers import Linear
 from bevel.passes.experts.routing import decide
-from bevel.passes.experts.splitters import SPLITTERS
 from bevel.passes.pipeline import optimize
 from bevel.passes.verify import verify
 from bevel.testing import check_pass
 from tests.graphs import graph
 from tests.ir.test_feed_forward import LAYERS, made
 
+SPLITTERS, ROUTERS = registry.splitters(), registry.routers()
 # Rows come from eight directions; each is read by four hidden entries of its own.
 DIRECTIONS, EACH, WIDTH = 8, 4, 16
 PLANTED = """
@@ -242,6 +244,35 @@ def test_plain_pruning_is_done_where_it_is_no_worse():
     optimize(model, ConvertMoe(**options, control="use"), calibration=feeds)
     assert {node.op_type for node in model.graph} == {"MatMul", "Relu", "Identity"}
     assert sorted(tuple(value.shape) for value in model.graph.initializers.values()) == [(16, 16), (16, 16)]
+
+
+def test_a_budget_goes_where_it_does_most():
+    def rungs(*errors):
+        return [Rung(Division(active, 0), error, 0.5) for active, error in enumerate(errors, 1)]
+
+    easy, hard = rungs(0.1, 0.05, 0.0), rungs(0.9, 0.6, 0.3)
+    (few, more) = allocate([easy, hard], [100, 100], 4, 0.5).divisions
+    assert (few, more) == (Division(1, 0), Division(3, 0))
+    even = allocate([easy, easy], [100, 100], 4, 0.5)
+    assert sum(each.active for each in even.divisions) == 4
+    assert allocate([easy, hard], [100, 100], 4, 0.625).divisions == (Division(1, 0), None)
+    assert allocate([easy, hard], [300, 100], 4, 0.5).divisions[0] == Division(1, 0)
+
+
+def test_layers_get_experts_from_a_budget_and_thresholds_take_fewer():
+    model, feeds, *_ = planted()
+    options = {"experts": 4, "splitter": "kmeans", "refit": False}
+    (step,) = optimize(model.clone(), ConvertMoe(**options, budget=0.5), calibration=feeds).steps
+    assert any("active experts of each layer, those shared in brackets: 2 (0)" in note for note in step.notes)
+    assert any("with plain pruning to widths as freely chosen" in note for note in step.notes)
+    whole = model.clone()
+    optimize(whole, ConvertMoe(**options, budget=1.0), calibration=feeds)
+    assert [node.op_type for node in whole.graph] == ["MatMul", "Relu", "MatMul"]
+    few = ConvertMoe(**options, active=3, shared=0, threshold=0.5, gates="softmax")
+    (step,) = optimize(model, few, calibration=feeds).steps
+    assert any("at most 3 active" in note for note in step.notes)
+    with pytest.raises(UsageError, match="different numbers of experts"):
+        ConvertMoe(threshold=0.5, emit="qmoe")
 
 
 def test_blocks_that_lie_are_caught(monkeypatch):

@@ -85,6 +85,11 @@ class Evidence:
         (answer,) = self.run(model, given)
         return np.asarray(answer[1:] - answer[0])
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers the layer's weights have."""
+        return sum(value.const_value.size for value in self.layer.weights if value.const_value is not None)
+
     @cached_property
     def last(self) -> Layer | None:
         """The last product as a layer whose weights can be written, None where it is none."""

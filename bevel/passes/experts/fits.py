@@ -1,4 +1,8 @@
-"""Routers from weights and cached activations: forward passes of the model only, also for those that are trained."""
+"""Routers from weights and cached activations: forward passes of the model only, also for those that are trained.
+
+They are found by name among the entry points `bevel.routers`. A fit takes the evidence of a layer, its partition, and
+how many of the routed experts run for each row.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,6 @@ from bevel.passes.experts.trained import train
 Array = np.ndarray[Any, Any]
 Fit = Callable[[Evidence, Partition, int], Router]
 
-ROUTERS: Final[dict[str, Fit]] = {}
 # Share of the mean energy of the inputs that is added to keep a fit from following noise.
 RIDGE: Final = 1e-3
 STEPS: Final = 60
@@ -29,17 +32,6 @@ WIDTH: Final = 64
 CHUNK: Final = 512
 
 
-def router(name: str) -> Callable[[Fit], Fit]:
-    """Register a way to make a router under a name."""
-
-    def register(function: Fit) -> Fit:
-        ROUTERS[name] = function
-        return function
-
-    return register
-
-
-@router("analytic")
 def analytic(evidence: Evidence, partition: Partition, active: int) -> Router:
     """Score an expert by the magnitude of the entry that stands for it best: nearest to its centre (CMoE)."""
     marked = markers(evidence)
@@ -47,7 +39,6 @@ def analytic(evidence: Evidence, partition: Partition, active: int) -> Router:
     return Neurons(np.array(chosen), evidence.rows[evidence.fitted])
 
 
-@router("mean-gate")
 def mean_gate(evidence: Evidence, partition: Partition, active: int) -> Router:
     """Score an expert by the mean of its gates' weights (ExpertWeaver)."""
     weight, bias = evidence.gates
@@ -55,7 +46,6 @@ def mean_gate(evidence: Evidence, partition: Partition, active: int) -> Router:
     return Linear(rows.T, np.array([bias[part].mean() for part in partition.routed]))
 
 
-@router("least-squares")
 def least_squares(evidence: Evidence, partition: Partition, active: int) -> Router:
     """Fit a linear layer to which experts would be best, as zeros and ones."""
     rows, labels = _examples(evidence, partition, active)
@@ -68,7 +58,6 @@ def least_squares(evidence: Evidence, partition: Partition, active: int) -> Rout
     return Linear(weight, middle - mean @ weight)
 
 
-@router("logistic")
 def logistic(evidence: Evidence, partition: Partition, active: int) -> Router:
     """Fit a logistic regression to which experts would be best."""
     rows, labels = _examples(evidence, partition, active)
@@ -89,13 +78,11 @@ def logistic(evidence: Evidence, partition: Partition, active: int) -> Router:
     return Linear(inner, weight[-1] - mean @ inner)
 
 
-@router("trained")
 def trained(evidence: Evidence, partition: Partition, active: int) -> Router:
     """Train a linear layer on the error that its choices make, from the logistic regression on. Needs PyTorch."""
     return _trained(evidence, partition, active, width=0)
 
 
-@router("trained-mlp")
 def trained_mlp(evidence: Evidence, partition: Partition, active: int) -> Router:
     """Train a linear layer and a small network beside it, as `trained`: 64 hidden entries. Needs PyTorch."""
     return _trained(evidence, partition, active, width=WIDTH)
@@ -108,7 +95,6 @@ def _trained(evidence: Evidence, partition: Partition, active: int, width: int) 
     return train(evidence, partition, start, best, width)
 
 
-@router("oracle")
 def oracle(evidence: Evidence, partition: Partition, active: int) -> Router:
     """Compute all experts and take those that add most along the output: a bound, no router to run."""
     owners = partition.owners(evidence.layer.size)

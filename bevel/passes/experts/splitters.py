@@ -1,4 +1,4 @@
-"""Which hidden entries an expert has: splitters, by name.
+"""Which hidden entries an expert has: splitters, found by name among the entry points `bevel.splitters`.
 
 A splitter takes the evidence of a layer, how many experts are routed and how many entries the shared one has, and
 returns a partition; all routed experts have one size.
@@ -6,7 +6,7 @@ returns a partition; all routed experts have one size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -26,26 +26,13 @@ MARKED: Final = 10
 MORE: Final = 4
 # Up to so many entries all eigenvectors are computed; beyond that a few of them come sooner by iteration.
 MOST_DENSE: Final = 1024
-SPLITTERS: Final[dict[str, Splitter]] = {}
 
 
-def splitter(name: str) -> Callable[[Splitter], Splitter]:
-    """Register a splitter under a name."""
-
-    def register(function: Splitter) -> Splitter:
-        SPLITTERS[name] = function
-        return function
-
-    return register
-
-
-@splitter("contiguous")
 def contiguous(evidence: Evidence, routed: int, shared: int, rng: np.random.Generator) -> Partition:
     """Cut the hidden axis into slices (FactorLLM)."""
     return _grouped(np.arange(evidence.layer.size), routed, shared)
 
 
-@splitter("random")
 def by_chance(evidence: Evidence, routed: int, shared: int, rng: np.random.Generator) -> Partition:
     """Deal the entries at random (LLaMA-MoE)."""
     return _grouped(rng.permutation(evidence.layer.size), routed, shared)
@@ -55,13 +42,11 @@ def _grouped(order: Array, routed: int, shared: int) -> Partition:
     return Partition(np.sort(order[:shared]), tuple(np.sort(part) for part in np.split(order[shared:], routed)))
 
 
-@splitter("kmeans")
 def by_weights(evidence: Evidence, routed: int, shared: int, rng: np.random.Generator) -> Partition:
     """Cluster the directions of the gates' weights (MoEfication); the shared expert has those active most often."""
     return _clustered(evidence, routed, shared, unit_rows(evidence.gates[0]), evidence.losses, rng)
 
 
-@splitter("importance")
 def dealt(evidence: Evidence, routed: int, shared: int, rng: np.random.Generator) -> Partition:
     """Share the most important entries, and deal the rest out one by one (Dense2MoE, second order for Taylor)."""
     order = np.argsort(-evidence.losses, kind="stable")
@@ -83,7 +68,6 @@ def markers(evidence: Evidence) -> Array:
     return found.T
 
 
-@splitter("rates")
 def by_rates(evidence: Evidence, routed: int, shared: int, rng: np.random.Generator) -> Partition:
     """Share what is active most often, and cluster the rest by the rows it is active in (CMoE).
 
@@ -107,7 +91,6 @@ def manhattan(points: Array, centres: Array) -> Array:
     return np.asarray(points @ (1 - 2 * centres).T + centres.sum(1))
 
 
-@splitter("profiles")
 def by_profiles(evidence: Evidence, routed: int, shared: int, rng: np.random.Generator) -> Partition:
     """Cluster the mean activation of each entry in each sample (ExpertWeaver); the shared expert has the largest."""
     profile = profiles(evidence)
@@ -122,7 +105,6 @@ def profiles(evidence: Evidence) -> Array:
     return np.asarray((np.add.reduceat(rows.astype(np.float64), starts, axis=0) / counts[:, None]).T)
 
 
-@splitter("coactivation")
 def by_coactivation(evidence: Evidence, routed: int, shared: int, rng: np.random.Generator) -> Partition:
     """Cut the graph of which entries are active together (MoEfication): clusters of its leading eigenvectors.
 
@@ -163,8 +145,3 @@ def variations(evidence: Evidence) -> Array:
     """Return how much each entry's mean activation varies from sample to sample: deviation over mean (ExpertWeaver)."""
     profile = np.abs(profiles(evidence))
     return np.asarray(profile.std(1) / (profile.mean(1) + 1e-9))
-
-
-def names() -> Mapping[str, Splitter]:
-    """Return the splitters by name."""
-    return SPLITTERS

@@ -57,6 +57,17 @@ class Trial:
         return self.static <= self.error
 
     @property
+    def width(self) -> float:
+        """How many hidden entries run for a row, on average."""
+        partition = self.mixture.partition
+        return len(partition.shared) + float(self.taken.sum(1).mean()) * len(partition.routed[0])
+
+    @property
+    def rest(self) -> float:
+        """The share of experts that a row does not take: BlockFFN's token-level sparsity."""
+        return float(1 - self.taken.mean())
+
+    @property
     def load(self) -> float:
         """How often the expert most in demand is taken, relative to the mean."""
         shares = self.taken.mean(0)
@@ -64,7 +75,7 @@ class Trial:
 
     @property
     def idle(self) -> float:
-        """The share of experts that a chunk of rows does not take at all."""
+        """The share of experts that a chunk of rows does not take at all: BlockFFN's chunk-level sparsity."""
         count = len(self.taken) // CHUNK * CHUNK
         if not count:
             return float(1 - self.taken.any(0).mean())
