@@ -1,0 +1,186 @@
+"""What a mixture of experts is, whatever nodes it is made of.
+
+y = sum over the experts that are taken of gate_e(logits) * (act(x U_e + b_e, ...) D_e + c_e)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+from scipy.special import expit, softmax
+
+from bevel.passes.base import Runtime
+
+Array = np.ndarray[Any, Any]
+Kind: TypeAlias = Literal["one", "chosen", "softmax", "sigmoid", "sigmoid-share"]
+
+KINDS: Final[tuple[Kind, ...]] = ("one", "chosen", "softmax", "sigmoid", "sigmoid-share")
+
+
+@dataclass(frozen=True, eq=False)
+class Expert:
+    """The weights of one expert: `ups` `[channels, hidden]` each, one or a gate and what it multiplies; `down`.
+
+    `biases` `[hidden]` belong to `ups`, `constant` `[channels]` to `down` `[hidden, channels]`.
+    """
+
+    ups: tuple[Array, ...]
+    biases: tuple[Array, ...]
+    down: Array
+    constant: Array
+
+    @property
+    def size(self) -> int:
+        """How many hidden entries it has."""
+        return len(self.down)
+
+    @property
+    def numbers(self) -> int:
+        """How many parameters it has; constants that are zero count for nothing."""
+        constants = sum(array.size for array in (*self.biases, self.constant) if np.any(array))
+        return int(sum(array.size for array in (*self.ups, self.down)) + constants)
+
+    def ordered(self, order: Array) -> Expert:
+        """Return the same expert with its hidden entries in another order, or some of them."""
+        ups = tuple(array[:, order] for array in self.ups)
+        return Expert(ups, tuple(array[order] for array in self.biases), self.down[order], self.constant)
+
+    def rows(self) -> Array:
+        """Return all that belongs to each hidden entry, `[hidden, numbers]`: what it reads, its constants, its way out.
+
+        Each of these parts is divided by its overall size, so that none counts for more because it is larger.
+        """
+        parts = [*(array.T for array in self.ups), self.down, *(array[:, None] for array in self.biases)]
+        return np.concatenate([part / max(float(np.linalg.norm(part)), 1e-30) for part in parts], axis=1)
+
+    def scaled(self, factor: float) -> Expert:
+        """Return what gives so many times as much."""
+        if factor == 1.0:
+            return self
+        return Expert(self.ups, self.biases, self.down * factor, self.constant * factor)
+
+
+@dataclass(frozen=True)
+class Gating:
+    """What an expert that is taken counts, from the logits of all experts.
+
+    one            always the same
+    chosen         the softmax over the logits of those that are taken
+    softmax        the softmax over all logits
+    sigmoid        the sigmoid of its logit
+    sigmoid-share  the same, divided by the sum over those that are taken
+
+    All times `scale`.
+    """
+
+    kind: Kind
+    scale: float = 1.0
+
+    @property
+    def total(self) -> float | None:
+        """What the gates of a row add up to beside the scale, for one taken expert; None where rows differ."""
+        return {"chosen": 1.0, "sigmoid-share": 1.0}.get(self.kind)
+
+    def gates(self, logits: Array, active: int) -> Array:
+        """Return what each expert counts for each row, zero for those not taken, `[rows, experts]`.
+
+        >>> Gating("chosen").gates(np.array([[0.0, 0.0, -9.0]]), 2).tolist()
+        [[0.5, 0.5, 0.0]]
+        """
+        mask = taken(logits, active)
+        if self.kind == "one":
+            gates = mask.astype(np.float64)
+        elif self.kind == "chosen":
+            gates = softmax(np.where(mask, logits.astype(np.float64), -np.inf), axis=1)
+        elif self.kind == "softmax":
+            gates = softmax(logits.astype(np.float64), axis=1) * mask
+        else:
+            gates = expit(logits.astype(np.float64)) * mask
+        if self.kind == "sigmoid-share":
+            gates = gates / np.maximum(gates.sum(1, keepdims=True), 1e-30)
+        return np.asarray(self.scale * gates)
+
+
+def taken(logits: Array, active: int) -> Array:
+    """Return which experts rows take: those with the largest logits, `[rows, experts]`.
+
+    >>> taken(np.array([[1.0, 3.0, 2.0]]), 2).tolist()
+    [[False, True, True]]
+    """
+    best = np.argsort(-logits, axis=1, kind="stable")[:, :active]
+    mask = np.zeros(logits.shape, bool)
+    np.put_along_axis(mask, best, True, axis=1)
+    return mask
+
+
+@dataclass(frozen=True, eq=False)
+class Activation:
+    """What is between the products of an expert: a model from one or two values to one, entry by entry."""
+
+    model: ir.Model
+
+    def hidden(self, rows: Sequence[Array], runtime: Runtime) -> Array:
+        """Return what it makes of rows `[rows, hidden]`."""
+        names = [value.name or "" for value in self.model.graph.inputs]
+        with runtime.open(self.model) as runs:
+            answers = runs.run(dict(zip(names, rows, strict=True)))
+        return np.asarray(answers[self.model.graph.outputs[0].name or ""])
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """A mixture of experts in a graph: `output` is what the experts that are taken add up to, of rows of `input`.
+
+    `logits` has a number for each expert and row, of which the `active` largest are taken. A shared expert is not part
+    of it: it is added to `output`. `name` is that of the node which chooses, `form` says what the mixture is made of.
+    """
+
+    name: str
+    form: str
+    input: ir.Value
+    logits: ir.Value
+    output: ir.Value
+    active: int
+    gating: Gating
+    experts: tuple[Expert, ...]
+    activation: Activation
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """How many channels experts read and give."""
+        return self.experts[0].ups[0].shape[0], self.experts[0].down.shape[1]
+
+    def hidden(self, rows: Array, runtime: Runtime) -> list[Array]:
+        """Return the hidden entries of every expert for rows of the input, `[rows, hidden]` each."""
+        return hidden(self.experts, self.activation, rows, runtime)
+
+    def outputs(self, rows: Array, runtime: Runtime) -> Array:
+        """Return what every expert makes of rows of the input, `[experts, rows, channels]`."""
+        found = self.hidden(rows, runtime)
+        return np.stack([
+            each @ expert.down + expert.constant for each, expert in zip(found, self.experts, strict=True)
+        ])  # fmt: skip
+
+
+def hidden(experts: Sequence[Expert], activation: Activation, rows: Array, runtime: Runtime) -> list[Array]:
+    """Return the hidden entries of experts for rows, `[rows, hidden]` each."""
+    found = []
+    for expert in experts:
+        pairs = zip(expert.ups, expert.biases, strict=True)
+        found.append(activation.hidden([(rows @ up + bias).astype(np.float32) for up, bias in pairs], runtime))
+    return found
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A node that chooses, and why what it leads to is no mixture of experts that is known."""
+
+    node: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.node}: {self.why}"

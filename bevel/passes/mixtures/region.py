@@ -1,0 +1,216 @@
+"""Where a mixture stands in a graph of standard nodes: from a choice (TopK) to where all that depends on it meets.
+
+    x --> router --> logits --> ... TopK --> which experts, what they count
+    x --> products, activation, products of each expert, on the rows that take it or on all --> y
+
+Nothing is found by name or by a pattern of operators: a region is what lies between the logits, one value that the
+experts read, and a value through which everything goes that the choice leads to. Products in it that depend on no other
+product are the first ones of an expert, those that depend on some the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Final
+
+import onnx_ir as ir
+
+from bevel.ir.canonical.dead import clear
+from bevel.ir.groups import analyse
+from bevel.ir.names import Names
+from bevel.passes.fitting.layers import GEMM, MATMUL
+from bevel.passes.mixtures.chains import Chain, Unlike, chains, is_float
+
+# Places where all that a choice leads to meets: gates, the sum over experts, and that in other shapes.
+MOST_MEETINGS: Final = 6
+PRODUCTS: Final = {MATMUL, GEMM}
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A choice and what it leads to: `chosen` are the numbers of experts, `others` what is read beside x and logits."""
+
+    choice: ir.Node
+    input: ir.Value
+    logits: ir.Value
+    output: ir.Value
+    others: tuple[ir.Value, ...]
+    chains: tuple[Chain, ...]
+    experts: int
+
+    @property
+    def form(self) -> str:
+        """How the experts stand in the graph, in words."""
+        if len(self.chains) > 1:
+            return "layers of their own"
+        return "stacked weights"
+
+    @property
+    def chosen(self) -> ir.Value:
+        """The numbers of the experts that rows take."""
+        return self.choice.outputs[1]
+
+
+def inline_branches(model: ir.Model) -> None:
+    """Put what conditions run in their place, where they depend on a choice: with no rows it gives no rows.
+
+    Only for looking at: what is read of the result has to be compared with the model as it was.
+    """
+    names = Names(model)
+    depends: set[ir.Value] = set()
+    for node in list(model.graph):
+        if node.op_type == "TopK" or any(value in depends for value in node.inputs if value is not None):
+            depends.update(node.outputs)
+            if "then_branch" in node.attributes:
+                depends.update(_inline(model.graph, node, names))
+
+
+def _inline(graph: ir.Graph, node: ir.Node, names: Names) -> list[ir.Value]:
+    body = node.attributes["then_branch"].as_graph()
+    outputs = list(body.outputs)
+    body.outputs.clear()
+    for name, value in list(body.initializers.items()):
+        del body.initializers[name]
+        value.name = names.free(name)
+        graph.register_initializer(value)
+    nodes = list(body)
+    body.remove(nodes)
+    graph.insert_before(node, nodes)
+    for old, new in zip(node.outputs, outputs, strict=True):
+        old.name, new.name = names.free(f"{old.name}.if"), old.name
+        new.shape = new.shape or old.shape
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    clear(node.attributes["else_branch"].as_graph())
+    graph.remove(node, safe=True)
+    return outputs
+
+
+def regions(model: ir.Model) -> Iterator[tuple[ir.Node, list[Region] | Unlike]]:
+    """Yield every choice of a graph with the regions that it may lead to, the smallest first, or why there is none."""
+    look = Look(model)
+    for node in model.graph:
+        if node.op_type == "TopK" and node.domain == "" and node.inputs[0] is not None:
+            try:
+                found: list[Region] | Unlike = look.regions(node)
+            except Unlike as why:
+                found = why
+            yield node, found
+
+
+class Look:
+    """A graph as it is read for mixtures: what is fixed, which nodes are products, and where nodes stand."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.nodes = list(model.graph)
+        self.place = {node: place for place, node in enumerate(self.nodes)}
+        self._summing = {place.node for place in analyse(model).facts.sums}
+        # Where an exporter hides how many axes there are (Tile by what OneHot gives), nothing is known of a product.
+        self._summing |= {node for node in self.nodes if node.op_type in PRODUCTS}
+        self._fixed: set[ir.Value] = set()
+        for node in self.nodes:
+            given = [value for value in node.inputs if value is not None]
+            if given and all(map(self.fixed, given)):
+                self._fixed.update(node.outputs)
+
+    def fixed(self, value: ir.Value) -> bool:
+        """Say whether a value comes of weights alone."""
+        return value in self._fixed or (value.is_initializer() and not value.is_graph_input())
+
+    def regions(self, choice: ir.Node) -> list[Region]:
+        """Return what a choice may lead to, or raise `Unlike`."""
+        scores = choice.inputs[0]
+        assert scores is not None
+        logits = self._logits(scores)
+        experts = _last_size(logits)
+        if not isinstance(experts, int):
+            raise Unlike(f"it chooses from an unknown number of entries of {logits.name!r}")
+        before = _ancestors(logits)
+        found: list[Region] = []
+        for output in self._meetings(choice):
+            inside = [node for node in self.nodes if node in _ancestors(output) - before]
+            try:
+                region = self._region(choice, logits, output, inside, experts)
+            except Unlike:
+                if not found:
+                    raise
+                break
+            if region is not None:
+                found.append(region)
+        if not found:
+            raise Unlike("no products of weights lie between it and where all that it leads to meets: it is no router")
+        return found
+
+    def _logits(self, scores: ir.Value) -> ir.Value:
+        """Return what scores come of, entry by entry or by a softmax, with no weights in between."""
+        while (node := scores.producer()) is not None and node not in self._summing:
+            given = [value for value in node.inputs if value is not None]
+            data = [value for value in given if not self.fixed(value)]
+            if len(data) != 1 or data[0].shape is None or data[0].shape != scores.shape:
+                break
+            if any(value is not data[0] and _size(value) != 1 for value in given):
+                break
+            (scores,) = data
+        return scores
+
+    def _meetings(self, choice: ir.Node) -> Iterator[ir.Value]:
+        """Yield values through which everything goes that a choice leads to, in the order of the graph."""
+        open_until = {value: self._last_use(value) for value in choice.outputs if value.uses()}
+        count = 0
+        for place in range(self.place[choice] + 1, len(self.nodes)):
+            node = self.nodes[place]
+            if any(value in open_until for value in node.inputs if value is not None):
+                open_until |= {value: self._last_use(value) for value in node.outputs}
+                open_until = {value: last for value, last in open_until.items() if last > place}
+            if set(open_until) <= set(node.outputs) and len(node.outputs) == 1 and is_float(node.outputs[0]):
+                yield node.outputs[0]
+                count += 1
+                if count == MOST_MEETINGS:
+                    return
+
+    def _last_use(self, value: ir.Value) -> float:
+        if value.is_graph_output():
+            return inf
+        return max((self.place.get(use.node, inf) for use in value.uses()), default=-1)
+
+    def _region(
+        self, choice: ir.Node, logits: ir.Value, output: ir.Value, inside: Sequence[ir.Node], experts: int
+    ) -> Region | None:
+        """Return the region up to a value, None where no products are in it."""
+        made = {value for node in inside for value in node.outputs} | {logits}
+        read = dict.fromkeys(value for node in inside for value in node.inputs if value is not None)
+        outside = [value for value in read if value not in made and not self.fixed(value)]
+        floats = [value for value in outside if is_float(value)]
+        if not floats or not any(node in self._summing for node in inside):
+            return None
+        if len(floats) > 1:
+            told = ", ".join(repr(value.name) for value in floats)
+            raise Unlike(f"what it leads to reads {told} beside the logits, not one value")
+        (given,) = floats
+        found = chains(inside, given, logits, choice, experts, self._summing, self.fixed)
+        if not found:
+            return None
+        others = tuple(value for value in outside if value is not given)
+        return Region(choice, given, logits, output, others, tuple(found), experts)
+
+
+def _ancestors(value: ir.Value) -> set[ir.Node]:
+    """Return the nodes that a value comes of."""
+    found: set[ir.Node] = set()
+    pending = [value]
+    while pending:
+        node = pending.pop().producer()
+        if node is not None and node not in found:
+            found.add(node)
+            pending.extend(each for each in node.inputs if each is not None)
+    return found
+
+
+def _last_size(value: ir.Value) -> int | None:
+    size = value.shape[-1] if value.shape else None
+    return size if isinstance(size, int) else None
+
+
+def _size(value: ir.Value) -> int | None:
+    return None if value.const_value is None else value.const_value.size

@@ -1,0 +1,67 @@
+"""What mixtures read on the calibration data, and how much each expert counts there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+
+from bevel.ir.piece import piece
+from bevel.passes.base import Context
+from bevel.passes.mixtures.description import Mixture
+
+Array = np.ndarray[Any, Any]
+
+MOST_ROWS: Final = 4096
+"""More rows hardly change how often experts are taken, but fill the memory."""
+
+
+@dataclass(frozen=True, eq=False)
+class Usage:
+    """Rows `[rows, channels]` and logits `[rows, experts]` that a mixture reads on the calibration data."""
+
+    mixture: Mixture
+    rows: Array
+    logits: Array
+
+    @property
+    def gates(self) -> Array:
+        """What each expert counts for each row, `[rows, experts]`."""
+        return self.mixture.gating.gates(self.logits, self.mixture.active)
+
+    @property
+    def counts(self) -> Array:
+        """How many rows take each expert, `[experts]`."""
+        return np.asarray((self.gates > 0).sum(0))
+
+    @property
+    def shares(self) -> Array:
+        """How often each expert is taken, as shares that add up to one; equal ones if there are no rows."""
+        counts = self.counts.astype(np.float64)
+        total = counts.sum()
+        return np.asarray(counts / total if total else np.full(len(counts), 1 / len(counts)))
+
+    @property
+    def total(self) -> float:
+        """What the gates of a row add up to, on average."""
+        return float(self.gates.sum(1).mean())
+
+
+def usages(model: ir.Model, mixtures: Sequence[Mixture], context: Context) -> list[Usage]:
+    """Return what mixtures read over the context's samples."""
+    wanted = list(dict.fromkeys(value for each in mixtures for value in (each.input, each.logits)))
+    made = [value for value in wanted if not value.is_graph_input()]
+    rows: dict[ir.Value, list[Array]] = {value: [] for value in wanted}
+    with context.runtime.open(piece(model, list(model.graph.inputs), made)) as runs:
+        for feed in context.calibration.samples(context.samples):
+            answers = {**feed, **runs.run(feed)}
+            for value, parts in rows.items():
+                array = np.asarray(answers[value.name or ""])
+                parts.append(array.reshape(-1, array.shape[-1]))
+            if all(sum(map(len, parts)) >= MOST_ROWS for parts in rows.values()):
+                break
+    whole = {value: np.concatenate(parts)[:MOST_ROWS] for value, parts in rows.items()}
+    return [Usage(each, whole[each.input], whole[each.logits]) for each in mixtures]

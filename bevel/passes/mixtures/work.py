@@ -1,0 +1,166 @@
+"""What the passes on mixtures of experts have in common: which ones to work on, and the check of what is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+
+from bevel.errors import EditRefused, PromiseBroken
+from bevel.ir.names import Names
+from bevel.ir.piece import piece
+from bevel.passes.base import REASSOCIATION_RTOL, Context
+from bevel.passes.mixtures.description import Expert, Mixture, Refused, hidden
+from bevel.passes.mixtures.recognition import mixtures
+from bevel.passes.mixtures.usage import Usage, usages
+from bevel.passes.mixtures.writing import Routing, dense, finish, mixed, require
+from bevel.passes.patterns import asked
+
+Array = np.ndarray[Any, Any]
+Emit: TypeAlias = Callable[[ir.Model, Mixture, Names], None]
+
+MOST_NAMED: Final = 8
+# Rows on which what is written is compared with its description.
+COMPARED: Final = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What a mixture becomes: experts with a routing to them, one layer if that is None; `said` is for the report."""
+
+    usage: Usage
+    experts: tuple[Expert, ...]
+    routing: Routing | None
+    said: str
+
+    @property
+    def mixture(self) -> Mixture:
+        """The mixture as it is."""
+        return self.usage.mixture
+
+    def write(self, model: ir.Model, mixture: Mixture, names: Names) -> None:
+        """Write it in the place of the mixture, in the model or in a part of it."""
+        if self.routing is None:
+            dense(model, mixture, self.experts[0], names)
+        else:
+            mixed(model, mixture, self.experts, self.routing, names)
+
+    def outputs(self, rows: Array, logits: Array, context: Context) -> Array:
+        """Return what it gives for rows of what the mixture reads."""
+        mixture = self.mixture
+        found = hidden(self.experts, mixture.activation, rows, context.runtime)
+        each = [
+            entries @ expert.down + expert.constant
+            for entries, expert in zip(found, self.experts, strict=True)
+        ]  # fmt: skip
+        if self.routing is None:
+            return each[0]
+        return np.asarray(np.einsum("re,erc->rc", self.routing.gates(mixture, logits), np.stack(each)))
+
+    def error(self, context: Context) -> float:
+        """Return how far it is from the mixture on the calibration data, relative to what that gives."""
+        usage = self.usage
+        wanted = np.einsum("re,erc->rc", usage.gates, self.mixture.outputs(usage.rows, context.runtime))
+        found = self.outputs(usage.rows, usage.logits, context)
+        return float(np.linalg.norm(found - wanted) / max(float(np.linalg.norm(wanted)), 1e-30))
+
+
+def to_work_on(
+    model: ir.Model, context: Context, name: str, only: Sequence[str], skip: Sequence[str]
+) -> tuple[list[Usage], list[str]]:
+    """Return the mixtures of a model that are asked for, with what they read, and why others are left alone."""
+    require(model)
+    found, refused = mixtures(model, context)
+    left = [f"left alone: {each}" for each in _telling(refused)]
+    wanted = [each for each in found if asked({each.name, each.output.name or ""}, only, skip)]
+    if not wanted:
+        told = [f"not asked for: {each.name}" for each in found]
+        raise EditRefused(
+            "there is no mixture of experts to work on",
+            where=name,
+            remedy="; ".join([*told, *left]) or "it takes a router that chooses among experts of two layers",
+        )
+    return usages(model, wanted, context), left
+
+
+def _telling(refused: Sequence[Refused]) -> Sequence[Refused]:
+    return refused[:MOST_NAMED]
+
+
+def carry_out(model: ir.Model, changes: Sequence[Change], context: Context, name: str) -> None:
+    """Check each change on a part of the model, then write all; raises `PromiseBroken` before the first write."""
+    for change in changes:
+        _check(model, change, context, name)
+    names = Names(model)
+    for change in reversed(changes):  # what an earlier mixture gives may be what a later one reads
+        change.write(model, change.mixture, names)
+    finish(model)
+
+
+def _check(model: ir.Model, change: Change, context: Context, name: str) -> None:
+    """Raise `PromiseBroken` if the nodes to be written do not compute what they are said to."""
+    mixture, rows = change.mixture, change.usage.rows[:COMPARED]
+    logits = change.usage.logits[:COMPARED]
+    part, twin = _alone(model, mixture)
+    change.write(part, twin, Names(part))
+    finish(part)
+    arrays = {twin.input: _shaped(rows, mixture.input), twin.logits: _shaped(logits, mixture.logits)}
+    given = {value.name or "": arrays[value] for value in part.graph.inputs}
+    with context.runtime.open(part) as runs:
+        (answer,) = runs.run(given).values()
+    wanted = change.outputs(rows, logits, context)
+    error = np.abs(answer.reshape(wanted.shape) - wanted).max() / max(float(np.abs(wanted).max()), 1e-30)
+    if not error <= REASSOCIATION_RTOL:
+        raise PromiseBroken(
+            f"what is written is {error:.2g} away from what it should give (at most {REASSOCIATION_RTOL:.2g})",
+            where=f"{name}: {mixture.name}",
+            remedy="skip this mixture",
+        )
+
+
+def _alone(model: ir.Model, mixture: Mixture) -> tuple[ir.Model, Mixture]:
+    """Return a mixture as a model of its own that takes any number of rows, and the mixture in it."""
+    part = piece(model, [mixture.input, mixture.logits], [mixture.output])
+    given, logits = part.graph.inputs
+    (output,) = part.graph.outputs
+    for value in (given, logits, output, *(each for node in part.graph for each in node.outputs)):
+        if value.shape is not None and len(value.shape) > 1:
+            value.shape = ir.Shape([None] * (len(value.shape) - 1) + [value.shape[-1]])
+    return part, replace(mixture, input=given, logits=logits, output=output)
+
+
+def _shaped(rows: Array, value: ir.Value) -> Array:
+    """Return rows in the rank of a value, all of them along one axis."""
+    rank = 2 if value.shape is None else len(value.shape)
+    return rows.reshape(*(1,) * (rank - 2), *rows.shape)
+
+
+def told(changes: Sequence[Change], context: Context) -> Iterator[str]:
+    """Say what became of each mixture, how far it is from what it was, and how many parameters it has."""
+    before = sum(expert.numbers for change in changes for expert in change.mixture.experts)
+    after = sum(expert.numbers for change in changes for expert in change.experts)
+    yield f"{after:,} of {before:,} parameters of experts are left"
+    errors = [change.error(context) for change in changes]
+    yield f"relative error of what mixtures give, on average: {np.mean(errors):.3g}"
+    for change, error in list(zip(changes, errors, strict=True))[:MOST_NAMED]:
+        far = "the same function" if error <= REASSOCIATION_RTOL else f"relative error {error:.3g}"
+        yield f"{change.mixture.name}: {change.said}; {far}"
+
+
+def limited(context: Context, samples: int) -> Context:
+    """Return a context in which statistics are made of so many inputs."""
+    return replace(context, samples=samples)
+
+
+def count_of(there: int, ratio: float, asked_for: int | None) -> int:
+    """Return how many experts there are to be, at least one.
+
+    >>> count_of(8, 0.5, None), count_of(8, 0.5, 3), count_of(8, 1.0, None), count_of(4, 0.0, 8)
+    (4, 3, 1, 4)
+    """
+    if asked_for is not None:
+        return min(asked_for, there)
+    return max(1, there - round(there * ratio))

@@ -1,0 +1,175 @@
+"""Mixtures of experts are found from what they compute, in every form, and nothing else is taken for one."""
+
+import numpy as np
+import pytest
+
+import bevel
+from bevel.backends.onnxruntime import Session
+from bevel.ir.names import Names
+from bevel.passes.base import REASSOCIATION_RTOL, Context, Preserving
+from bevel.passes.calibration import Calibration
+from bevel.passes.execution import Execution
+from bevel.passes.mixtures import reading
+from bevel.passes.mixtures.alignment import clusters, likeness, order
+from bevel.passes.mixtures.description import KINDS, Gating
+from bevel.passes.mixtures.fused import dequantized
+from bevel.passes.mixtures.recognition import mixtures
+from bevel.passes.mixtures.writing import Routing, finish, mixed
+from bevel.passes.verify import verify
+from tests.graphs import graph
+from tests.passes.mixture_graphs import (
+    ACTIVE,
+    END,
+    EXPERTS,
+    FORMS,
+    GATHERED,
+    HIDDEN,
+    ROUTER,
+    arranged,
+    expected,
+    feeds,
+    mixture,
+    of_text,
+    weights,
+)
+
+
+def context(inputs=None):
+    given = feeds(1) if inputs is None else inputs
+    return Context(0, Calibration(lambda: given, "a test"), Execution())
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    return weights()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_has_the_same_description(form, arrays):
+    model = mixture(form, arrays)
+    (found,), refused = mixtures(model, context())
+    assert not refused
+    assert (found.active, found.gating, len(found.experts)) == (ACTIVE, Gating("chosen"), EXPERTS)
+    for number, expert in enumerate(found.experts):
+        for array, name in ((expert.ups[0], "first"), (expert.ups[1], "second"), (expert.down, "third")):
+            np.testing.assert_allclose(array, arrays[name][number], atol=1e-6)
+        assert not np.any(expert.constant)
+    (feed,) = feeds(1)
+    with Session(model) as session:
+        np.testing.assert_allclose(session.run(feed)["y"], expected(feed["x"], arrays), atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["gathered", "loop"])
+def test_what_is_written_computes_the_same_and_is_found_again(form, arrays):
+    model = mixture(form, arrays)
+    before = model.clone()
+    (found,), _ = mixtures(model, context())
+    mixed(model, found, found.experts, Routing(found.active), Names(model))
+    finish(model)
+    assert verify(before, model, feeds(2), Preserving()).error <= REASSOCIATION_RTOL
+    assert [node.op_type for node in model.graph].count("TopK") == 1
+    (again,), _ = mixtures(model, context())
+    assert again.gating == found.gating
+    np.testing.assert_allclose(again.experts[3].down, found.experts[3].down, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", [0, 1])
+@pytest.mark.parametrize("kind", ["relu", "gelu", "silu"])
+def test_the_operator_with_constants_and_each_activation(kind, norm):
+    text = f"""m (float[n, 8] x) => (float[n, 8] y) {{
+      l = MatMul (x, router)
+      y = com.microsoft.MoE <k = 2, activation_type = "{kind}", normalize_routing_weights = {norm}> (x, l, a, b, c, d)
+    }}"""
+    shapes = {"router": (8, 3), "a": (3, 12, 8), "b": (3, 12), "c": (3, 8, 12), "d": (3, 8)}
+    model = graph(text, shapes)
+    (found,), _ = mixtures(model, context([{"x": np.ones((6, 8), np.float32)}]))
+    assert found.gating == Gating("chosen" if norm else "softmax")
+    assert np.any(found.experts[0].constant)
+
+
+def test_integers_are_restored():
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 256, (2, 3, 4), np.uint8)
+    scales, zeros = rng.random((2, 3, 2)).astype(np.float32), rng.integers(0, 256, (2, 3, 1), np.uint8)
+    found = dequantized(codes, scales, zeros, 4)
+    assert found[1, 2, 5] == pytest.approx(scales[1, 2, 1] * ((codes[1, 2, 2] >> 4) - float(zeros[1, 2, 0] >> 4)))
+
+
+def test_experts_of_integers_are_found_as_what_they_were():
+    text = "m (float[b, n, 32] x) => (float[b, n, 32] y) { h = MatMul (x, up) r = Relu (h) y = MatMul (r, down) }"
+    model = graph(text, {"up": (32, 64), "down": (64, 32)})
+    rng = np.random.default_rng(0)
+    inputs = [{"x": rng.standard_normal((2, 16, 32)).astype(np.float32)}]
+    bevel.optimize(model, "convert-moe{experts=2 active=2 shared=0 emit=qmoe bits=8 refit=false}", calibration=inputs)
+    (found,), _ = mixtures(model, context(inputs))
+    assert (found.form, found.active, found.gating) == ("QMoE", 2, Gating("one"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("gs = Reshape (g, minus)", "g2 = Mul (g, g) gs = Reshape (g2, minus)", "nearest gates known"),
+        ("q1 = Unsqueeze (q, minus)", "q0 = Mul (q, gc) q1 = Unsqueeze (q0, minus)", "comes of the choice"),
+        ("os = Squeeze (o, minus)", "o1 = Squeeze (o, minus) os = MatMul (o1, extra)", "is not the last layer"),
+        ("b = Mul (a, s)", "b = Identity (a)", "nothing bends"),
+    ],
+)
+def test_what_is_none_is_refused_with_the_reason(old, new, why, arrays):
+    text = (ROUTER + GATHERED).replace(old, new)
+    if why == "comes of the choice":
+        gate = "gs = Reshape (g, minus) gc = Unsqueeze (gs, minus)"
+        text = gate.join(text.split("gs = Reshape (g, minus)\n  gc = Unsqueeze (gs, minus)"))
+        text = text.replace(gate, "").replace("ids = Reshape", f"{gate} ids = Reshape", 1)
+    if why == "nothing bends":
+        text = text.replace("q = Mul (b, u)", "q = Add (b, u)")
+    given = {**arranged(arrays), "extra": np.eye(8, dtype=np.float32)}
+    found, refused = mixtures(of_text(text + END, given), context())
+    assert not found
+    assert why in " ".join(map(str, refused))
+
+
+def test_a_choice_without_experts_is_no_router():
+    model = graph(
+        """m (float[n, 8] x) => (float[n, 2] y) { k = Constant <value_ints = [2]> ()
+        l = MatMul (x, w) v, i = TopK (l, k) y = Softmax (v) }""",
+        {"w": (8, 5)},
+    )
+    found, (refused,) = mixtures(model, context([{"x": np.ones((4, 8), np.float32)}]))
+    assert not found
+    assert "no router" in refused.why
+
+
+def test_a_description_that_lies_is_refused(monkeypatch, arrays):
+    read = reading.experts
+
+    def swapped(*given):
+        found = list(read(*given))
+        return iter([found[1], found[0], *found[2:]])
+
+    monkeypatch.setattr("bevel.passes.mixtures.members.experts", swapped)
+    found, (refused,) = mixtures(mixture("gathered", arrays), context())
+    assert not found
+    assert "away from what its experts give" in refused.why
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gates_add_up_over_those_that_are_taken(kind):
+    logits = np.random.default_rng(0).standard_normal((5, 4))
+    gates = Gating(kind, 0.5).gates(logits, 3)
+    assert ((gates > 0).sum(1) == 3).all()
+    if kind in ("chosen", "sigmoid-share"):
+        np.testing.assert_allclose(gates.sum(1), 0.5)
+
+
+def test_the_order_is_found_in_which_experts_are_alike(arrays):
+    (found,), _ = mixtures(mixture("gathered", arrays), context())
+    expert = found.experts[0]
+    shuffled = expert.ordered(np.random.default_rng(1).permutation(HIDDEN))
+    assert likeness(expert, shuffled) < 0.5
+    assert likeness(expert, shuffled.ordered(order(shuffled, expert))) == pytest.approx(1)
+
+
+def test_groups_are_of_what_is_nearest():
+    nearness = np.array([[1, 0, 0.5, 0], [0, 1, 0, 0.9], [0.5, 0, 1, 0], [0, 0.9, 0, 1]])
+    assert clusters(nearness, 3) == [[0], [1, 3], [2]]
+    assert clusters(nearness, 1) == [[0, 1, 2, 3]]
