@@ -103,7 +103,7 @@ class Crossing:
             return None
         left, right = terms[0].times
         whole = not self.strand.fixed and set(outputs) == {0} and set(inputs) == {left, right}
-        if not whole or not all(self._one_axis(side) for side in (*inputs.values(), *outputs.values())):
+        if not whole or any(len(side) > 1 for side in (*inputs.values(), *outputs.values())):
             return None
         return inputs[left][0], inputs[right][0]
 
