@@ -132,6 +132,19 @@ def test_tied_and_watched_layers_are_refused():
             bevel.upcycle(module, [("up", "down")])
 
 
+def test_encoder_layers_that_pass_their_linear_layers_by_are_refused():
+    module, x = nn.TransformerEncoderLayer(WIDTH, 2, HIDDEN, batch_first=True).eval(), batch()
+    expected = module(x)
+    with pytest.raises(UsageError, match="set_fastpath_enabled"):
+        bevel.upcycle(module, [("linear1", "linear2")])
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        bevel.upcycle(module, [("linear1", "linear2")])
+        assert largest(module(x), expected) < 1e-5
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+
+
 def test_fresh_experts_compute_what_the_layer_did_however_rows_are_dealt():
     module, x = net(), batch()
     expected = module(x)

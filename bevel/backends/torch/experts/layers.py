@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import TypeAlias
 
 import onnx_ir as ir
+import torch
 from torch import nn
 
 from bevel.errors import UsageError
@@ -147,6 +148,13 @@ def _check(module: nn.Module, name: str, uses: dict[int, list[str]]) -> None:
         raise UsageError(f"it is a {type(part).__name__}, not an nn.Linear", where=name, remedy="leave this layer out")
     if part._forward_hooks or part._forward_pre_hooks or hasattr(part, "parametrizations"):
         raise UsageError("it has hooks or parametrizations", where=name, remedy="remove them first")
+    owner = module.get_submodule(name.rpartition(".")[0])
+    if isinstance(owner, nn.TransformerEncoderLayer) and torch.backends.mha.get_fastpath_enabled():
+        raise UsageError(
+            "a TransformerEncoderLayer reads its weights itself in evaluation mode",
+            where=name,
+            remedy="call torch.backends.mha.set_fastpath_enabled(False) first",
+        )
     shared = next((names for each in part.parameters() if len(names := uses[id(each)]) > 1), None)
     if shared is not None:
         raise UsageError(f"a parameter has several names: {', '.join(shared)}", where=name, remedy="leave it out")
