@@ -17,12 +17,15 @@ from bevel.modules import check
 from tests import zoo
 from tests.graphs import MLP, MLP_WEIGHTS, graph, mlp, proto
 from tests.zoo.recipes import RECIPES
+from tests.zoo.store import folder
 
 
 def loaded(name):
+    """A module of the zoo, inputs, and its graph; exports are kept with the zoo's files."""
     recipe = RECIPES[name]
     module, feed = recipe.module(), recipe.feed(2, 12)
-    return module, feed, bevel.load(module, feed, dynamic_shapes={key: dict(recipe.axes) for key in feed})
+    shapes = {key: dict(recipe.axes) for key in feed}
+    return module, feed, bevel.load(module, feed, dynamic_shapes=shapes, cache=folder() / "torch")
 
 
 @pytest.mark.parametrize("style", zoo.STYLES)
