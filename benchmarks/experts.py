@@ -1,6 +1,6 @@
 """Dense feed-forward layers to experts without training: quality by splitter and router, plain pruning beside them.
 
-    python -m benchmarks.experts [--model gpt|vit|minilm] [--sparsity 25 50 75] [--windows 32] [--short]
+    python -m benchmarks.experts [--model gpt|vit|minilm] [--sparsity 25 50 75] [--windows 32] [--short | --latency]
 
 The model's feed-forward layers become 8 experts (equal parts of the hidden entries) of which 6, 4 or 2 run for each
 token, half of these always. CMoE's recipe is rates and analytic, ExpertWeaver's profiles and mean-gate, both without a
@@ -13,6 +13,10 @@ The error is that of a layer's output on tokens held back, averaged over the lay
 perplexity of the next character in files no training saw (gpt, lower is better), the accuracy in percent on 500
 held-out images (vit, of digits), the recall of a function by its docstring (minilm, higher is better). Calibration: 32
 windows of training text (gpt, or so many `--windows`), 512 images (vit), 128 functions (minilm).
+
+With `--latency`, there are lines for emissions instead: how many times as fast as the dense layer the model's first
+layer is on 1, 16 and 128 rows, and how far it is from the mask. That is processor time on one thread, the median of
+runs taken in turns.
 """
 
 import argparse
@@ -24,8 +28,10 @@ import onnx_ir as ir
 
 import bevel
 from benchmarks import pruning_accuracy_functions as functions
+from benchmarks.experts_latency import EMITTED, ROWS, processor_times
 from bevel import registry
 from bevel.backends.onnxruntime import Session
+from bevel.errors import BevelError
 from bevel.ir.feed_forward import feed_forwards
 from bevel.ir.groups import analyse
 from bevel.ir.names import Names
@@ -34,9 +40,11 @@ from bevel.passes.base import Context
 from bevel.passes.calibration import Calibration
 from bevel.passes.execution import Execution
 from bevel.passes.experts.emission import masked
+from bevel.passes.experts.emissions import EMISSIONS, alone, distance
 from bevel.passes.experts.evidence import Evidence, evidence
 from bevel.passes.experts.mixture import Mixture
 from bevel.passes.experts.trial import Fitted, attempt, pruning, write
+from bevel.passes.experts.writing import from_rows
 from tests import zoo
 
 SPLITTERS, ROUTERS = registry.splitters(), registry.routers()
@@ -111,6 +119,28 @@ def lines(task: Task, sparsity: int, short: bool) -> Iterator[tuple[str, float, 
         yield name, *measured(task, [(each.mixture, each.fitted) for each in trials], [each.error for each in trials])
 
 
+def speeds(task: Task, sparsity: int) -> Iterator[tuple[str, list[float], float]]:
+    """Yield emissions of the first layer, how many times as fast as the dense one they are, and how far off."""
+    found, active = gathered(task)[0], ACTIVE[sparsity]
+    shared = active // 2
+    partition = SPLITTERS["random"](
+        found, EXPERTS - shared, found.layer.size // EXPERTS * shared, np.random.default_rng(0)
+    )
+    mixture = Mixture(partition, ROUTERS["mean-gate"](found, partition, active - shared), active - shared)
+    models, errors = {"dense": alone(found, mixture, None)}, {}
+    for name, emission, integers in EMITTED:
+        try:
+            emit = EMISSIONS[emission].prepare(found, found.down, integers)
+            models[name], errors[name] = alone(found, mixture, emit), distance(found, mixture, emit)[1]
+        except BevelError:
+            continue
+    sessions = [Session(model, threads=1) for model in models.values()]
+    given = [from_rows(np.resize(found.rows, (count, found.rows.shape[1])), found.layer) for count in ROWS]
+    times = np.array([processor_times(sessions, {found.layer.input.name: rows}) for rows in given])
+    for name, each in zip(models, times.T, strict=True):
+        yield name, list(times[:, 0] / each), errors.get(name, 0.0)
+
+
 def gathered(task: Task, model: ir.Model | None = None) -> list[Evidence]:
     model = task.model.clone() if model is None else model
     context = Context(0, Calibration(lambda: task.feeds, "benchmark"), Execution(), samples=10**6)
@@ -140,8 +170,17 @@ def main() -> None:
     parser.add_argument("--sparsity", type=int, nargs="*", choices=ACTIVE, default=list(ACTIVE))
     parser.add_argument("--windows", type=int, default=WINDOWS["calibration"], help="of text to calibrate the gpt on")
     parser.add_argument("--short", action="store_true", help="the recipes, the trained routers and the oracle only")
+    parser.add_argument("--latency", action="store_true", help="how fast each emission is, instead of the quality")
     options = parser.parse_args()
     task = gpt(options.windows) if options.model == "gpt" else {"vit": vit, "minilm": minilm}[options.model]()
+    if options.latency:
+        for sparsity in options.sparsity:
+            print(
+                f"\n{sparsity}% rest{'':15}" + "".join(f"{f'M={count}':>8}" for count in ROWS) + "    error", flush=True
+            )
+            for name, ratios, error in speeds(task, sparsity):
+                print(f"  {name:20}" + "".join(f"{ratio:7.2f}x" for ratio in ratios) + f"{error:9.2g}", flush=True)
+        return
     print(f"{options.model}, dense: {task.quality(task.model):.3f}", flush=True)
     for sparsity in options.sparsity:
         print(f"\n{sparsity}% of the hidden entries rest{'':20}error   quality", flush=True)

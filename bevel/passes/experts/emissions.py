@@ -86,7 +86,7 @@ EMISSIONS: Final[Mapping[str, Emission]] = {
 def check(found: Evidence, mixture: Mixture, name: str, integers: Integers) -> None:
     """Raise `PromiseBroken` if what an emission gives is not what the mask gives."""
     emission = EMISSIONS[name]
-    largest, _ = _distance(found, mixture, emission.prepare(found, found.down, integers))
+    largest, _ = distance(found, mixture, emission.prepare(found, found.down, integers))
     limit = max(emission.limit(integers.bits), 4 * float(np.finfo(found.rows.dtype).eps))
     if not largest <= limit:
         raise PromiseBroken(
@@ -96,7 +96,7 @@ def check(found: Evidence, mixture: Mixture, name: str, integers: Integers) -> N
         )
 
 
-def _distance(found: Evidence, mixture: Mixture, emit: Emitter) -> tuple[float, float]:
+def distance(found: Evidence, mixture: Mixture, emit: Emitter) -> tuple[float, float]:
     """Return how far an emission is from the mask: the largest error of an output, and the error over all."""
     rows = found.rows[:COMPARED]
     given, wanted = (found.run(alone(found, mixture, each), rows)[0] for each in (emit, masked))
@@ -153,7 +153,7 @@ def _right(found: Evidence, mixture: Mixture, tolerance: float, integers: Intege
             continue
         try:
             emit = emission.prepare(found, found.down, integers)
-            largest, relative = _distance(found, mixture, emit)
+            largest, relative = distance(found, mixture, emit)
         except BevelError:  # it is no candidate
             continue
         if largest <= emission.limit(integers.bits) and (emission.exact or relative <= tolerance):
