@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from math import nan, sqrt
+from threading import Lock
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
 
 import numpy as np
@@ -15,7 +16,7 @@ from bevel.errors import UsageError
 from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
 from bevel.passes.fitting.moments import moments
 from bevel.passes.formats import Format, Quantized, Scheme, any_format
-from bevel.passes.formats.blocks import THREADS, finite
+from bevel.passes.formats.blocks import THREADS, WORTH_THREADS, finite
 from bevel.passes.formats.schemes import encoded
 from bevel.passes.outputs import Outputs
 from bevel.passes.quantization.axes import better_axes
@@ -258,9 +259,10 @@ class QuantizeBlocks(Pass):
         """Yield weights that are computed now: those that learn from data after the others."""
         learnt = [entry for entry in planned if self._learns(entry)]
         others = units([entry for entry in planned if entry not in learnt])
+        in_turn = partial(self._in_turn, Lock())
         with Shown() as shown:
             with ThreadPoolExecutor(THREADS) as threads:
-                for unit, results in zip(others, threads.map(self._together, others), strict=True):
+                for unit, results in zip(others, threads.map(in_turn, others), strict=True):
                     for entry, result in zip(unit, results, strict=True):
                         if learnt and result is not None:
                             shown.show(entry.target, result.found)
@@ -286,6 +288,12 @@ class QuantizeBlocks(Pass):
         """Say whether a weight looks at what its layer reads: it has one reader, whose inputs can be seen."""
         repairs = self.metric == "inputs" and isinstance(entry.form, Branched | Schemed)
         return (self.rounding in LEARNT or repairs) and entry.target.layer is not None and not entry.target.others
+
+    def _in_turn(self, turn: Lock, unit: Sequence[Entry]) -> Sequence[Result | None]:
+        """Return weights in their forms; large ones, whose parts run side by side, wait for each other."""
+        large = any(entry.target.tensor.size >= WORTH_THREADS for entry in unit)
+        with turn if large else nullcontext():
+            return self._together(unit)
 
     def _together(self, unit: Sequence[Entry], second: Array | None = None) -> Sequence[Result | None]:
         """Return weights that share a projection, or one alone, in their forms; None if one of them is not finite."""

@@ -1,7 +1,7 @@
 """What a format is: the codes an element can have, and how the scale of a block is found and kept."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,21 +180,27 @@ class Quantized:
 
     def decode(self) -> Array:
         """Return what the codes stand for, in single precision."""
-        result = np.empty((*self.scale.shape[:2], self.block, self.scale.shape[2]), np.float32)
-        for part, values in self.pieces():
-            result[part] = values
+        result, values = np.empty((*self.scale.shape[:2], self.block, self.scale.shape[2]), np.float32), self.decoding()
+
+        def work(part: Part) -> None:
+            result[part] = values(part)
+
+        each_part(result.shape, work)
         return join(result, self.codes.shape, self.axis)
 
-    def pieces(self) -> Iterator[tuple[Part, Array]]:
-        """Yield the values part by part, as blocks; what fills up a last block is zero."""
+    def decoding(self) -> Callable[[Part], Array]:
+        """Return what gives the values of a part of the blocks; what fills up a last block is zero."""
         blocks, grid = split(self.codes, self.axis, self.block), self.grid
-        count = extents(self.codes.shape, self.axis)[1]
-        for part in parts(blocks.shape):
+        left = extents(self.codes.shape, self.axis)[1] % self.block
+
+        def values(part: Part) -> Array:
             before, some, _, inner = part
-            values = self.format.values(blocks[part], grid[before, some, :, inner])
-            if count % self.block and some.stop >= blocks.shape[1]:
-                values[:, -1, count % self.block :] = 0
-            yield part, values
+            found = self.format.values(blocks[part], grid[before, some, :, inner])
+            if left and some.stop >= blocks.shape[1]:
+                found[:, -1, left:] = 0
+            return found
+
+        return values
 
     @property
     def scale_codes(self) -> Array | None:

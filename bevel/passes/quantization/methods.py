@@ -7,7 +7,7 @@ import numpy as np
 
 from bevel.passes.fitting.layers import Layer
 from bevel.passes.formats import Format, Grid, Quantized
-from bevel.passes.formats.blocks import join, split
+from bevel.passes.formats.blocks import each, join, parts, split
 from bevel.passes.quantization.adaround import adaptive
 from bevel.passes.quantization.feedback import compensated
 from bevel.passes.quantization.search import FORGIVING, SQUARED, search
@@ -43,8 +43,8 @@ def compensating(
     fmt = fmt.fitted(matrix, axis, block)
     base, blocks = fmt.base(matrix), split(matrix, axis, block)
     strength = np.einsum("gii->gi", second).astype(np.float32)
-    each = np.broadcast_to(strength[:, :, None], _columns(layer, matrix).shape)
-    grid = search(fmt, blocks, base, SQUARED, split(_matrix(target, layer, each), axis, block))
+    heavy = np.broadcast_to(strength[:, :, None], _columns(layer, matrix).shape)
+    grid = search(fmt, blocks, base, SQUARED, split(_matrix(target, layer, heavy), axis, block))
 
     def everywhere(array: Array) -> Array:
         whole = join(np.ascontiguousarray(np.broadcast_to(array, blocks.shape)), matrix.shape, axis)
@@ -57,11 +57,17 @@ def compensating(
 
 def relative_error(matrix: Array, found: Quantized) -> float:
     """Return the norm of what a weight loses, relative to its own."""
-    lost = 0.0
-    blocks = split(matrix, found.axis, found.block)
-    for part, values in found.pieces():
-        change = np.subtract(values, blocks[part], out=values)
-        lost += float(np.vdot(change, change))
+    blocks, values = split(matrix, found.axis, found.block), found.decoding()
+    pieces = list(parts(blocks.shape))
+    losses = [0.0] * len(pieces)
+
+    def work(place: int) -> None:
+        change = values(pieces[place])
+        change -= blocks[pieces[place]]
+        losses[place] = float(np.vdot(change, change))
+
+    each(range(len(pieces)), work, blocks.size)
+    lost = sum(losses)
     energy = float(np.vdot(matrix, matrix))
     return float(np.sqrt(lost / energy)) if energy > 0 else 0.0
 
@@ -72,7 +78,7 @@ def errors(target: Target, matrix: Array, decoded: Array, second: Array | None) 
     of_weight = float(np.linalg.norm(lost) / (np.linalg.norm(matrix) or 1))
     if second is None or target.layer is None:
         return of_weight, nan
-    noise, energy = (_output(_columns(target.layer, each), second) for each in (lost, matrix))
+    noise, energy = (_output(_columns(target.layer, one), second) for one in (lost, matrix))
     return of_weight, float(np.sqrt(noise / energy)) if energy > 0 else 0.0
 
 
