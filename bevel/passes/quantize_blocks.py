@@ -16,7 +16,7 @@ from bevel.errors import UsageError
 from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
 from bevel.passes.fitting.moments import moments
 from bevel.passes.formats import Format, Quantized, Scheme, any_format
-from bevel.passes.formats.blocks import THREADS, WORTH_THREADS, finite
+from bevel.passes.formats.blocks import THREADS, WORTH_THREADS, Axis, finite
 from bevel.passes.formats.schemes import encoded
 from bevel.passes.outputs import Outputs
 from bevel.passes.quantization.axes import better_axes
@@ -49,8 +49,9 @@ class QuantizeBlocks(Pass):
 
     What it does: replaces the weights of MatMul, Gemm, Conv, ConvTranspose, LSTM, GRU, RNN, MoE and of Gather
     (embeddings) by codes in a `format` (`bevel formats` lists them) and the scales of blocks: of the inputs of an
-    output (`axis=in`), of the outputs that an input has (`out`), or of the flat weight (`flat`); block 0 is the whole
-    axis. With `axis=auto` each layer gets that of both with which the residual block around it errs less on the data.
+    output (`axis=in`), of the outputs that an input has (`out`), of tiles of both, a block high and wide (`both`), or
+    of the flat weight (`flat`); block 0 is the whole axis. With `axis=auto` each layer gets that of `in` and `out` with
+    which the residual block around it errs less on the data.
 
     `nearest` takes scales that span each block. `clip` searches those of least squared error, zero points too. `hqq`
     fits them to an error that forgives outliers; it is for formats with zero points. `gptq` looks at the calibration
@@ -95,7 +96,7 @@ class QuantizeBlocks(Pass):
     format: Annotated[str, Doc("what an element becomes: int4, uint4, nf4, mxfp4 and so on")] = "int4"
     formats: Annotated[tuple[str, ...], Doc("instead: formats of which each weight gets the best for its bytes")] = ()
     bits: Annotated[float | None, Range(0), Doc("mean bits an element with several formats, scales included")] = None
-    axis: Annotated[Literal["in", "out", "flat", "auto"], Doc("what blocks run along")] = "in"
+    axis: Annotated[Literal["in", "out", "both", "flat", "auto"], Doc("what blocks run along")] = "in"
     block: Annotated[int, Range(0), Doc("elements that share a scale; 0 for the whole axis")] = 32
     rounding: Annotated[Rounding, Doc("how scales and codes are chosen")] = "nearest"
     branch: Annotated[Literal["none", "lorc", "svdquant"], Doc("what thin matrices beside codes make up for")] = "none"
@@ -204,7 +205,8 @@ class QuantizeBlocks(Pass):
             else:
                 planned.append(Entry(form, why))
         planned = list(self._paired(planned, made.tables))
-        if self.rounding == "nearest" and self.branch == "none" and sum(each.form.nbytes for each in planned) > KEPT:
+        alone = self.rounding == "nearest" and self.branch == "none" and self.metric == "weights"
+        if alone and sum(each.form.nbytes for each in planned) > KEPT:
             weights = self._streamed(planned, ledger)
         else:
             weights = self._kept(model, planned, ledger, context)
@@ -354,7 +356,7 @@ class QuantizeBlocks(Pass):
             return entry.form.encoded(matrix) if isinstance(entry.form, Schemed) else self._quantized(entry, matrix)
 
 
-def _layout(entry: Entry) -> tuple[Format, int | None, int]:
+def _layout(entry: Entry) -> tuple[Format, Axis, int]:
     """Return the format of a weight, the axis that its blocks run along, and their size."""
     assert isinstance(entry.form, Form)
     return entry.form.format, entry.form.axis, entry.form.block

@@ -73,6 +73,22 @@ def test_blocks_may_have_any_size_along_any_axis(shape, block):
     )
 
 
+@pytest.mark.parametrize("shape", [(7, 9), (3, 20), (20, 3), (1, 1), (8, 8)])
+@pytest.mark.parametrize("block", [0, 1, 3, 4, 9])
+def test_tiles_are_as_if_cut_by_hand(shape, block):
+    x, fmt = sample(*shape), block_format("uint3")
+    np.testing.assert_array_equal(join(split(x, "both", block), shape, "both"), x)
+    size = block or max(shape)
+    rows = [np.split(row, range(size, shape[1], size), 1) for row in np.split(x, range(size, shape[0], size), 0)]
+    wanted = np.block([[fmt.round_trip(tile, None, 0) for tile in row] for row in rows])
+    found = fmt.encode(x, "both", block)
+    np.testing.assert_array_equal(found.decode(), wanted)
+    np.testing.assert_array_equal(fmt.round_trip(x, "both", block), wanted)
+    assert found.scale.shape == (len(rows), len(rows[0]), 1)
+    with pytest.raises(UsageError, match="no tiles"):
+        fmt.encode(x[0], "both", block)
+
+
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 5, 7, PART), (PART, 2, 3, 1), (1, 2, 2 * PART, 2), (0, 1, 4, 2)])
 def test_parts_cover_every_block_once(shape):
     seen = np.zeros(shape, np.int8)

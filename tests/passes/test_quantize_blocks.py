@@ -91,6 +91,7 @@ def off(model, reference, text):
         ("uint3", "in", 20),
         ("int4", "out", 7),
         ("nf4", "flat", 100),
+        ("uint4", "both", 7),
         ("mxfp4", "in", 32),
         ("nvfp4", "in", 16),
         ("mxfp6-e3m2", "in", 32),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bevel.errors import UsageError
-from bevel.passes.formats.blocks import ENTRIES, Part, block_size, each_part, extents, join, long_rows, parts, split
+from bevel.passes.formats.blocks import ENTRIES, Axis, Part, arrangement, each_part, join, long_rows, parts, split
 
 Array = np.ndarray[Any, Any]
 
@@ -72,7 +72,7 @@ class Format(ABC):
         """Write the nearest code of each element into an array of bytes."""
         to[...] = self.codes(blocks, grid)
 
-    def fitted(self, array: Array, axis: int | None, block: int) -> "Format":
+    def fitted(self, array: Array, axis: Axis, block: int) -> "Format":
         """Return the format as it is for one array: itself, unless its levels are learnt."""
         return self
 
@@ -107,14 +107,14 @@ class Format(ABC):
         """
         return self.code_bits + ((self.scale_bits + self.zero_bits) / block if block else 0.0)
 
-    def encode(self, array: Array, axis: int | None, block: int) -> "Quantized":
+    def encode(self, array: Array, axis: Axis, block: int) -> "Quantized":
         """Return the nearest codes of an array, in blocks along an axis.
 
         The last block may be short; block 0 is the whole axis, no axis the array as one row.
         """
         return self.fitted(array, axis, block)._encode(array, axis, block)
 
-    def _encode(self, array: Array, axis: int | None, block: int) -> "Quantized":
+    def _encode(self, array: Array, axis: Axis, block: int) -> "Quantized":
         base = self.base(array)
         blocks = split(array, axis, block)
         codes, scale = np.empty(blocks.shape, np.uint8), np.empty(_of_blocks(blocks), np.float32)
@@ -130,15 +130,18 @@ class Format(ABC):
                 long_rows(zero)[part] = grid.zero
 
         each_part(rows.shape, work)
-        return self.assemble(codes, Grid(scale, zero), array.shape, axis, base)
+        return self.assemble(codes, Grid(scale, zero), array.shape, axis, block, base)
 
-    def assemble(self, codes: Array, grid: Grid, shape: tuple[int, ...], axis: int | None, base: float) -> "Quantized":
+    def assemble(
+        self, codes: Array, grid: Grid, shape: tuple[int, ...], axis: Axis, block: int, base: float
+    ) -> "Quantized":
         """Return the codes and the grid of blocks as the quantized array that they are."""
         zero = None if grid.zero is None else grid.zero.astype(np.uint8).squeeze(ENTRIES)
         scale = grid.scale.squeeze(ENTRIES)
-        return Quantized(self, join(codes, shape, axis), scale, zero, axis, codes.shape[ENTRIES], base)
+        size = block if axis == "both" else codes.shape[ENTRIES]
+        return Quantized(self, join(codes, shape, axis), scale, zero, axis, size, base)
 
-    def round_trip(self, array: Array, axis: int | None, block: int) -> Array:
+    def round_trip(self, array: Array, axis: Axis, block: int) -> Array:
         """Return an array as it is after quantization to the nearest codes, in blocks along an axis, as `encode`."""
         fmt = self.fitted(array, axis, block)
         base = fmt.base(array)
@@ -162,13 +165,12 @@ class Quantized:
     codes: Array
     scale: Array
     zero: Array | None
-    axis: int | None
+    axis: Axis
     block: int
     base: float = 1.0
 
     def __post_init__(self) -> None:
-        outer, count, inner = extents(self.codes.shape, self.axis)
-        blocks = -(-count // block_size(count, self.block))
+        outer, blocks, _, inner = arrangement(self.codes.shape, self.axis, self.block)
         if self.scale.shape != (outer, blocks, inner):
             raise UsageError(f"scales of shape {self.scale.shape}, not {(outer, blocks, inner)}")
 
@@ -180,7 +182,7 @@ class Quantized:
 
     def decode(self) -> Array:
         """Return what the codes stand for, in single precision."""
-        result, values = np.empty((*self.scale.shape[:2], self.block, self.scale.shape[2]), np.float32), self.decoding()
+        result, values = np.empty(arrangement(self.codes.shape, self.axis, self.block), np.float32), self.decoding()
 
         def work(part: Part) -> None:
             result[part] = values(part)
@@ -191,13 +193,14 @@ class Quantized:
     def decoding(self) -> Callable[[Part], Array]:
         """Return what gives the values of a part of the blocks; what fills up a last block is zero."""
         blocks, grid = split(self.codes, self.axis, self.block), self.grid
-        left = extents(self.codes.shape, self.axis)[1] % self.block
+        full = blocks.size == self.codes.size
+        there = None if full else split(np.ones(self.codes.shape, bool), self.axis, self.block)
 
         def values(part: Part) -> Array:
             before, some, _, inner = part
             found = self.format.values(blocks[part], grid[before, some, :, inner])
-            if left and some.stop >= blocks.shape[1]:
-                found[:, -1, left:] = 0
+            if there is not None:
+                found *= there[part]
             return found
 
         return values

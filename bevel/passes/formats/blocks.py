@@ -9,16 +9,21 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
-from math import ceil, prod
-from typing import Any, Final, TypeAlias, TypeVar
+from math import ceil, isqrt, prod
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
 from bevel.errors import UsageError
 
 Array = np.ndarray[Any, Any]
+Axis: TypeAlias = int | Literal["both"] | None
+"""What blocks run along: an axis, the array as one row, or both axes of a matrix, whose blocks are tiles then."""
 Part: TypeAlias = tuple[slice, slice, slice, slice]
 Item = TypeVar("Item")
+
+MATRIX: Final = 2
+"""How many axes what has tiles has."""
 
 ENTRIES: Final = -2
 """The axis of a block's entries."""
@@ -30,20 +35,31 @@ WORTH_THREADS: Final = 1 << 21
 THREADS: Final = min(4, os.cpu_count() or 1)
 
 
-def split(array: Array, axis: int | None, block: int) -> Array:
+def split(array: Array, axis: Axis, block: int) -> Array:
     """Return the blocks of an array; the last is filled up with zeros, and copied only if it has to be.
 
-    No axis means the array as one row, block 0 the whole axis.
+    No axis means the array as one row, block 0 the whole axis. Tiles have a side of `block`, and are in rows.
 
     >>> split(np.arange(6.0).reshape(2, 3), 1, 2)[1, :, :, 0].tolist()
     [[3.0, 4.0], [5.0, 0.0]]
+    >>> split(np.arange(6.0).reshape(2, 3), "both", 2)[0, :, :, 0].tolist()
+    [[0.0, 1.0, 3.0, 4.0], [2.0, 0.0, 5.0, 0.0]]
     """
+    if axis == "both":
+        return _tiles(array, block)
     outer, count, inner = extents(array.shape, axis)
     size = block_size(count, block)
     rows = array.reshape(outer, count, inner)
     if missing := -count % size:
         rows = np.pad(rows, ((0, 0), (0, missing), (0, 0)))
     return rows.reshape(outer, -1, size, inner)
+
+
+def _tiles(array: Array, block: int) -> Array:
+    high, wide = tile(array.shape, block)
+    rows = np.pad(array, [(0, -array.shape[0] % high), (0, -array.shape[1] % wide)])
+    tiles = rows.reshape(rows.shape[0] // high, high, -1, wide).transpose(0, 2, 1, 3)
+    return tiles.reshape(*tiles.shape[:2], high * wide, 1)
 
 
 def long_rows(blocks: Array) -> Array:
@@ -55,14 +71,46 @@ def long_rows(blocks: Array) -> Array:
     return blocks if inner > 1 else blocks.reshape(outer * count, size).T[None, None]
 
 
-def join(blocks: Array, shape: tuple[int, ...], axis: int | None) -> Array:
+def join(blocks: Array, shape: tuple[int, ...], axis: Axis) -> Array:
     """Return the array of some shape that has these blocks; the way back of `split`.
 
     >>> join(split(np.arange(6.0), 0, 4), (6,), 0).tolist()
     [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
     """
+    if axis == "both":
+        high, wide = _tile_of(blocks.shape, shape)
+        tiles = blocks.reshape(*blocks.shape[:2], high, wide).transpose(0, 2, 1, 3)
+        return tiles.reshape(blocks.shape[0] * high, -1)[: shape[0], : shape[1]]
     outer, count, inner = extents(shape, axis)
     return blocks.reshape(outer, -1, inner)[:, :count].reshape(shape)
+
+
+def _tile_of(blocks: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return the height and width of tiles: square, but where one of them reaches across the matrix."""
+    if blocks[0] == 1:
+        return shape[0], blocks[2] // max(shape[0], 1)
+    return (blocks[2] // shape[1], shape[1]) if blocks[1] == 1 else (isqrt(blocks[2]), isqrt(blocks[2]))
+
+
+def tile(shape: tuple[int, ...], block: int) -> tuple[int, int]:
+    """Return the height and width of the tiles of a matrix."""
+    if len(shape) != MATRIX:
+        raise UsageError(f"an array of shape {shape} has no tiles", remedy="a matrix has")
+    return block_size(shape[0], block), block_size(shape[1], block)
+
+
+def arrangement(shape: tuple[int, ...], axis: Axis, block: int) -> tuple[int, int, int, int]:
+    """Return the shape of the blocks of an array.
+
+    >>> arrangement((5, 7), 1, 4), arrangement((5, 7), "both", 4)
+    ((5, 2, 4, 1), (2, 2, 16, 1))
+    """
+    if axis == "both":
+        high, wide = tile(shape, block)
+        return -(-shape[0] // high), -(-shape[1] // wide), high * wide, 1
+    outer, count, inner = extents(shape, axis)
+    size = block_size(count, block)
+    return outer, -(-count // size), size, inner
 
 
 def extents(shape: tuple[int, ...], axis: int | None) -> tuple[int, int, int]:

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from bevel.passes.formats.base import Format
-from bevel.passes.formats.blocks import split
+from bevel.passes.formats.blocks import Axis, split
 from bevel.passes.formats.codebooks import Codebook
 from bevel.passes.formats.scales import FLOAT_BITS, largest, usable
 
@@ -42,7 +42,7 @@ class Learned(Codebook):
         """The magnitude that the largest element of a block has when levels are learnt."""
         return 1.0
 
-    def fitted(self, array: Array, axis: int | None, block: int) -> Format:
+    def fitted(self, array: Array, axis: Axis, block: int) -> Format:
         """Return the format with the levels of an array."""
         points, heavy = _points(split(array, axis, block))
         fit: Callable[[Array, Array, Array], Array] = clusters if self.by == "kmeans" else mixture

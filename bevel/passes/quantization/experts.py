@@ -16,7 +16,7 @@ import onnx_ir as ir
 from bevel.ir.content import content
 from bevel.ir.names import Names
 from bevel.passes.formats import Format
-from bevel.passes.formats.blocks import finite
+from bevel.passes.formats.blocks import Axis, finite
 from bevel.passes.quantization.forms import BYTE, CODES, SCALE, ZERO, Layout, put, whole
 from bevel.passes.quantization.kernels import ACCURACY, MICROSOFT, WIDTHS, Kernel
 from bevel.passes.quantization.targets import Target
@@ -91,7 +91,7 @@ class Experts(Kernel):
         return new
 
 
-def experts(target: Target, fmt: Format, axis: int | None, block: int) -> Experts | str:
+def experts(target: Target, fmt: Format, axis: Axis, block: int) -> Experts | str:
     """Return the form of a weight of a MoE that QMoE reads, or why there is none."""
     if why := _objection(target):
         return why

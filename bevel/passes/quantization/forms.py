@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from bevel.ir.names import Names
 from bevel.passes.formats import Format, Quantized
+from bevel.passes.formats.blocks import Axis
 from bevel.passes.formats.codebooks import Codebook
 from bevel.passes.formats.integers import Integers
 from bevel.passes.formats.learned import Learned
@@ -68,7 +69,7 @@ class Form(Storage[Quantized]):
     """A way to store one weight in a format, with blocks of so many along an axis of its matrix."""
 
     format: Format
-    axis: int | None
+    axis: Axis
     block: int
 
 

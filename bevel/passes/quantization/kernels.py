@@ -16,6 +16,7 @@ from bevel.ir.names import Names
 from bevel.ir.resize import add_initializer
 from bevel.passes.fitting.layers import BIAS, GEMM, MATMUL
 from bevel.passes.formats import Format, Quantized
+from bevel.passes.formats.blocks import Axis
 from bevel.passes.formats.packing import pack
 from bevel.passes.quantization.forms import BYTE, CODES, SCALE, ZERO, Form, Layout, Whole, put, reader, rows, whole
 from bevel.passes.quantization.targets import GATHER, Target
@@ -160,7 +161,7 @@ class Shared(Form):
             each.wire(model, {**values, CODES: codes}, names)
 
 
-def kernel(target: Target, fmt: Format, axis: int | None, block: int) -> Kernel | Shared | str:
+def kernel(target: Target, fmt: Format, axis: Axis, block: int) -> Kernel | Shared | str:
     """Return the kernel's form of a weight, or why there is none; all its readers have one, or none has."""
     found: list[Kernel] = []
     for one in (target, *target.others):
@@ -175,7 +176,7 @@ def kernel(target: Target, fmt: Format, axis: int | None, block: int) -> Kernel 
     return Shared(target, fmt, axis, block, kernels=tuple(found))
 
 
-def _kernel(target: Target, fmt: Format, axis: int | None, block: int) -> Kernel | str:
+def _kernel(target: Target, fmt: Format, axis: Axis, block: int) -> Kernel | str:
     if why := _objection(target):
         return why
     if axis != target.in_axis:

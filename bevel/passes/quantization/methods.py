@@ -7,7 +7,7 @@ import numpy as np
 
 from bevel.passes.fitting.layers import Layer
 from bevel.passes.formats import Format, Grid, Quantized
-from bevel.passes.formats.blocks import each, join, parts, split
+from bevel.passes.formats.blocks import Axis, each, join, parts, split
 from bevel.passes.quantization.adaround import adaptive
 from bevel.passes.quantization.feedback import compensated
 from bevel.passes.quantization.search import FORGIVING, SQUARED, search
@@ -20,7 +20,7 @@ MEASURES: Final = {"hqq": FORGIVING}
 LEARNT: Final = {"gptq": compensated, "adaround": adaptive}
 
 
-def quantized(matrix: Array, fmt: Format, axis: int | None, block: int, rounding: str) -> Quantized:
+def quantized(matrix: Array, fmt: Format, axis: Axis, block: int, rounding: str) -> Quantized:
     """Return a weight in a format, without data: to the nearest codes of scales that span blocks, or are searched."""
     if rounding == "nearest":
         return fmt.encode(matrix, axis, block)
@@ -28,11 +28,11 @@ def quantized(matrix: Array, fmt: Format, axis: int | None, block: int, rounding
     base, blocks = fmt.base(matrix), split(matrix, axis, block)
     codes = np.empty(blocks.shape, np.uint8)
     grid = search(fmt, blocks, base, MEASURES.get(rounding, SQUARED), codes=codes)
-    return fmt.assemble(codes, grid, matrix.shape, axis, base)
+    return fmt.assemble(codes, grid, matrix.shape, axis, block, base)
 
 
 def compensating(
-    target: Target, matrix: Array, fmt: Format, axis: int | None, block: int, second: Array, rounding: str = "gptq"
+    target: Target, matrix: Array, fmt: Format, axis: Axis, block: int, second: Array, rounding: str = "gptq"
 ) -> tuple[Quantized, float]:
     """Return a layer's weight in a format, and the relative squared error of its output.
 
@@ -52,7 +52,7 @@ def compensating(
 
     of_each = Grid(everywhere(grid.scale), None if grid.zero is None else everywhere(grid.zero))
     codes, error = LEARNT[rounding](fmt, _columns(layer, matrix), of_each, second)
-    return fmt.assemble(split(_matrix(target, layer, codes), axis, block), grid, matrix.shape, axis, base), error
+    return fmt.assemble(split(_matrix(target, layer, codes), axis, block), grid, matrix.shape, axis, block, base), error
 
 
 def relative_error(matrix: Array, found: Quantized) -> float:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from bevel.ir.names import Names
 from bevel.passes.fitting.layers import GEMM, MATMUL, WEIGHT
 from bevel.passes.formats import Format, Quantized
+from bevel.passes.formats.blocks import Axis
 from bevel.passes.formats.integers import BlockFloat, Integers
 from bevel.passes.formats.packing import pack
 from bevel.passes.quantization.forms import CODES, SCALE, ZERO, Form, Layout, put, rows
@@ -84,7 +85,7 @@ class Dequantized(Form):
             node.attributes.pop("transB", None)
 
 
-def dequantized(target: Target, fmt: Format, axis: int | None, block: int, opset: int) -> Dequantized | str:
+def dequantized(target: Target, fmt: Format, axis: Axis, block: int, opset: int) -> Dequantized | str:
     """Return a weight in front of DequantizeLinear, or why not: it would not be exact, as small, or fast."""
     node = target.node
     if target.others:

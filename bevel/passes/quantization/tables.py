@@ -14,7 +14,7 @@ import onnx_ir as ir
 from bevel.ir.names import Names
 from bevel.ir.resize import add_initializer
 from bevel.passes.formats import Quantized
-from bevel.passes.formats.blocks import block_size, extents, split
+from bevel.passes.formats.blocks import arrangement, extents, split, tile
 from bevel.passes.formats.integers import Integers
 from bevel.passes.formats.learned import Learned
 from bevel.passes.formats.packing import planes, to_planes, unpack
@@ -39,9 +39,7 @@ class Tabled(Form):
     @property
     def _blocks(self) -> tuple[int, int, int, int]:
         """How many there are before the axis, along it, in a block, and after it."""
-        outer, count, inner = extents(self.target.matrix_shape, self.axis)
-        size = block_size(count, self.block)
-        return outer, -(-count // size), size, inner
+        return arrangement(self.target.matrix_shape, self.axis, self.block)
 
     @property
     def _many(self) -> int:
@@ -103,15 +101,29 @@ class _Wiring:
         if ZERO in self.values:
             found = self._node("Sub", found, self._cast(self.values[ZERO], ir.DataType.FLOAT))
         found = self._node("Mul", found, self._scale())
-        outer, count, inner = extents(self.form.target.matrix_shape, self.form.axis)
-        if blocks[1] * blocks[2] != count:
-            found = self._shaped(found, (outer, blocks[1] * blocks[2], inner))
-            found = self._node("Slice", found, *map(self._integers, ((0,), (count,), (1,))))
-        found = self._shaped(found, self.form.target.shape)
+        found = self._shaped(self._joined(found, blocks), self.form.target.shape)
         kind = self.form.target.tensor.dtype
         found = found if kind is ir.DataType.FLOAT else self._cast(found, kind)
         found.shape, found.type = self.weight.shape, ir.TensorType(kind)
         ir.convenience.replace_all_uses_with(self.weight, found)
+
+    def _joined(self, found: ir.Value, blocks: tuple[int, int, int, int]) -> ir.Value:
+        """Return blocks as a matrix, or as one that has its shape once it is reshaped, without what fills them up."""
+        shape, axis = self.form.target.matrix_shape, self.form.axis
+        if axis == "both":
+            high, wide = tile(shape, self.form.block)
+            tiles = self._shaped(found, (*blocks[:2], high, wide))
+            turned = put(self.before, "Transpose", [tiles], f"{self.form.target.name}.rows", self.names)
+            node = turned.producer()
+            assert node is not None
+            node.attributes.add(ir.AttrInt64s("perm", [0, 2, 1, 3]))
+            found = self._shaped(turned, (blocks[0] * high, blocks[1] * wide))
+            return self._node("Slice", found, *map(self._integers, ((0, 0), shape, (0, 1))))
+        outer, count, inner = extents(shape, axis)
+        if blocks[1] * blocks[2] == count:
+            return found
+        found = self._shaped(found, (outer, blocks[1] * blocks[2], inner))
+        return self._node("Slice", found, *map(self._integers, ((0,), (count,), (1,))))
 
     def _levels(self) -> ir.Value:
         """Return what the codes stand for, one after the other."""

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from bevel.ir.content import content
 from bevel.passes.fitting.layers import CONV_TRANSPOSE, WEIGHT, Layer, layers
+from bevel.passes.formats.blocks import Axis
 from bevel.passes.patterns import asked
 
 Array = np.ndarray[Any, Any]
@@ -82,9 +83,10 @@ class Target:
             return int(self.node.op_type != CONV_TRANSPOSE)
         return self.layer.in_axis
 
-    def axis(self, along: str) -> int | None:
+    def axis(self, along: str) -> Axis:
         """Return the matrix's axis that blocks run along; None where they run through the flat weight."""
-        return {"in": self.in_axis, "out": 1 - self.in_axis, "flat": None}[along]
+        axes: dict[str, Axis] = {"in": self.in_axis, "out": 1 - self.in_axis, "flat": None, "both": "both"}
+        return axes[along]
 
     @contextmanager
     def reading(self) -> Iterator[Array]:
