@@ -23,6 +23,8 @@ Array = np.ndarray[Any, Any]
 # Experts whose weights have at least this cosine, entry by entry, are copies that grew apart; weights that have nothing
 # to do with each other have one near 0, with a spread of 1 / sqrt(weights).
 ALIKE: Final = 0.5
+# Gates that add up to no more than this weigh alternatives: what they weigh in a factor that was rounded is on top.
+ONE: Final = 1.01
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class AverageExperts(Pass):
 
     parts of one layer, whose outputs are added up, are joined into a layer that has the hidden entries of all.
 
-    how=auto tells them apart: gates that are one for each of several experts, and no entries alike, say parts. Asking
-    for the mean of parts, or for the sum of alternatives, is refused. A shared expert stays beside the layer.
+    how=auto tells them apart: gates that are equal for all experts taken or add up to more than one, and no entries
+    alike, say parts. Asking for the mean of parts, or for the sum of alternatives, is refused. A shared expert stays
+    beside the layer.
 
     Promise: Lossy; where all parts run, or all copies are equal and gates add up to the same for every row, what is
     written gives the same up to the order of sums, which is checked and said.
@@ -101,7 +104,9 @@ class AverageExperts(Pass):
     def _joins(self, mixture: Mixture, alike: float) -> bool:
         """Say whether experts are parts to be joined; raises `EditRefused` for what makes no sense."""
         where = f"{self.name}: {mixture.name}"
-        if mixture.gating.kind != "one":
+        total = mixture.gating.total(mixture.active)
+        summed = total is not None and (total > ONE or (mixture.gating.kind == "one" and mixture.active > 1))
+        if not summed and mixture.gating.kind != "one":
             if self.how == "join":
                 raise EditRefused(
                     "its gates weigh alternatives against each other; the sum of all experts is no such thing",
@@ -118,13 +123,13 @@ class AverageExperts(Pass):
                     remedy="how=mean takes their mean",
                 )
             return False
-        if mixture.active == 1 and self.how == "auto" and mixture.gating.scale == 1.0:
+        if not summed and self.how == "auto":
             raise EditRefused(
                 "each row takes one expert as it is, which says neither that they are parts nor that they are copies",
                 where=where,
                 remedy="how=join if they were made by dividing one layer, how=mean if not",
             )
-        if self.how == "mean" and mixture.active > 1:
+        if self.how == "mean" and summed:
             raise EditRefused(
                 f"its experts are parts of one layer: a row takes the sum of {mixture.active}, and they are not alike "
                 f"({alike:.2f}); a mean of different hidden entries is none of them",
@@ -163,9 +168,8 @@ def _alike(experts: Sequence[Expert]) -> float:
 def _gain(mixture: Mixture) -> float:
     """Return what parts count when all of them run.
 
-    Where rows take some, they count 1, or parts by taken (FactorLLM), so that the layer they came of has them at 1.
+    Where rows take some, they count 1 each, or parts by taken (FactorLLM): the layer they came of has them at 1.
     """
-    scale, share = mixture.gating.scale, len(mixture.experts) / mixture.active
-    if mixture.active == len(mixture.experts):
-        return scale
-    return 1.0 if np.isclose(scale, share) else scale
+    each = (mixture.gating.total(mixture.active) or 0.0) / mixture.active
+    some = mixture.active < len(mixture.experts)
+    return 1.0 if some and np.isclose(each, len(mixture.experts) / mixture.active) else each

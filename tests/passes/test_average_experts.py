@@ -128,4 +128,4 @@ def test_wrong_nodes_are_caught(monkeypatch):
 
 
 def test_it_behaves():
-    check_pass(AverageExperts(weights="frequency"), mixture("loop", weights()), feeds(2))
+    check_pass(AverageExperts(weights="frequency"), mixture("operator", weights()), feeds(2))

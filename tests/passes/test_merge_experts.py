@@ -50,4 +50,4 @@ def test_one_merged_expert_has_the_gates_of_all():
 
 
 def test_it_behaves():
-    check_pass(MergeExperts(ratio=0.25), mixture("all", weights()), feeds(2))
+    check_pass(MergeExperts(ratio=0.25), mixture("operator", weights()), feeds(2))

@@ -109,7 +109,7 @@ def test_experts_of_integers_are_found_as_what_they_were():
     ("old", "new", "why"),
     [
         ("gs = Reshape (g, minus)", "g2 = Mul (g, g) gs = Reshape (g2, minus)", "nearest gates known"),
-        ("q1 = Unsqueeze (q, minus)", "q0 = Mul (q, gc) q1 = Unsqueeze (q0, minus)", "comes of the choice"),
+        ("s = Sigmoid (a)", "a0 = Mul (a, gc) s = Sigmoid (a0)", "comes of the choice"),
         ("os = Squeeze (o, minus)", "o1 = Squeeze (o, minus) os = MatMul (o1, extra)", "is not the last layer"),
         ("b = Mul (a, s)", "b = Identity (a)", "nothing bends"),
     ],

@@ -53,4 +53,4 @@ def test_the_least_used_go_first():
 
 
 def test_it_behaves():
-    check_pass(PruneExperts(by="outputs"), mixture("loop", weights()), feeds(2))
+    check_pass(PruneExperts(by="outputs"), mixture("operator", weights()), feeds(2))

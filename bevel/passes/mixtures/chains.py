@@ -19,15 +19,17 @@ class Unlike(Exception):
 class Chain:
     """The layers of one expert, or of all stacked: from `given`, what the first products read, to what the last gives.
 
-    `hidden` is what the last product reads. `tails` are its output and what constants make of that, one after the
-    other; `weights` are values that differ from expert to expert: taken from a stack, or stacks themselves. `nodes` are
-    all that the chain consists of.
+    `read` is what the last product reads, `hidden` the same before gates, where those are multiplied in here already.
+    `tails` are its output and what constants make of that, one after the other; `weights` are values that differ from
+    expert to expert: taken from a stack, or stacks themselves. `nodes` lead to `hidden`, `after` to the last tail.
     """
 
     given: ir.Value
     hidden: ir.Value
+    read: ir.Value
     tails: tuple[ir.Value, ...]
     nodes: tuple[ir.Node, ...]
+    after: tuple[ir.Node, ...]
     weights: tuple[ir.Value, ...]
 
 
@@ -107,21 +109,36 @@ class _Chains:
 
     def _is_weight(self, value: ir.Value) -> bool:
         sizes = [] if value.shape is None else [size for size in value.shape if isinstance(size, int) and size > 1]
-        return is_float(value) and (self.fixed(value) or value in self.routed) and len(sizes) > 1
+        if self.fixed(value):
+            return is_float(value) and len(sizes) > 1
+        return len(value.shape or ()) > 1 and self._from_stack(value)
 
     def _chain(self, last: ir.Node, firsts: Sequence[ir.Node]) -> Chain:
         given = self._common([self.reads[node] for node in firsts])
         tails = list(self._tails(last))
-        nodes = self._between(given, tails[-1])
-        read = dict.fromkeys(value for node in nodes for value in node.inputs if value is not None)
-        gates = [value for value in read if is_float(value) and (value in self.weighed or value in self.routed)]
-        weights = [value for value in gates if value not in self.weighed and self._from_stack(value)]
-        if len(weights) < len(gates):
-            mixed = next(value for value in gates if value not in weights)
+        hidden = self._before_gates(self.reads[last])
+        nodes, after = self._between(given, hidden), self._between(self.reads[last], tails[-1])
+        read = dict.fromkeys(value for node in (*nodes, *after) for value in node.inputs if value is not None)
+        read.pop(self.reads[last], None)
+        mixed = next(filter(self._is_gate, read), None)
+        if mixed is not None:
             raise Unlike(f"{mixed.name!r}, which comes of the choice, is read between the layers of an expert")
+        weights = [value for value in read if self._from_stack(value)]
         if not weights and len(self.reads) == len(firsts) + 1 and self.experts > 1:
             weights = [value for value in read if self._is_stack(value)]
-        return Chain(given, self.reads[last], tuple(tails), tuple(nodes), tuple(weights))
+        return Chain(given, hidden, self.reads[last], tuple(tails), tuple(nodes), tuple(after), tuple(weights))
+
+    def _before_gates(self, value: ir.Value) -> ir.Value:
+        """Return what the last product reads before it is multiplied by something that comes of the choice."""
+        node = value.producer()
+        given = [] if node is None else [each for each in node.inputs if each is not None]
+        rows = [each for each in given if each in self.rows]
+        gates = [each for each in given if each not in self.rows and self._is_gate(each)]
+        return rows[0] if len(rows) == len(gates) == 1 and len(given) == 2 else value
+
+    def _is_gate(self, value: ir.Value) -> bool:
+        """Say whether a value comes of the choice or the logits, and not of a stack of what experts have."""
+        return is_float(value) and (value in self.weighed or (value in self.routed and not self._from_stack(value)))
 
     def _is_stack(self, value: ir.Value) -> bool:
         shape = value.shape
@@ -137,7 +154,7 @@ class _Chains:
         while pending:
             each = pending.pop()
             sizes = list(each.shape or ())
-            if is_float(each) and each.is_initializer() and len(sizes) > 1 and sizes[0] == self.experts:
+            if is_float(each) and each.is_initializer() and len(sizes) > 1 and self.experts in sizes:
                 return True
             node = each.producer()
             given = () if node is None else [one for one in node.inputs if one is not None and one not in seen]

@@ -80,10 +80,15 @@ class Gating:
     kind: Kind
     scale: float = 1.0
 
-    @property
-    def total(self) -> float | None:
-        """What the gates of a row add up to beside the scale, for one taken expert; None where rows differ."""
-        return {"chosen": 1.0, "sigmoid-share": 1.0}.get(self.kind)
+    def total(self, active: int) -> float | None:
+        """Return what the gates of a row that takes so many experts add up to; None where rows differ.
+
+        >>> Gating("one", 0.5).total(4), Gating("chosen").total(4), Gating("softmax").total(4)
+        (2.0, 1.0, None)
+        """
+        if self.kind == "one":
+            return self.scale * active
+        return self.scale if self.kind in ("chosen", "sigmoid-share") else None
 
     def gates(self, logits: Array, active: int) -> Array:
         """Return what each expert counts for each row, zero for those not taken, `[rows, experts]`.

@@ -32,10 +32,15 @@ class Fused:
     rounded: bool
 
 
+def is_mixture(node: ir.Node) -> bool:
+    """Say whether a node is a mixture of experts by itself."""
+    return node.domain == MICROSOFT and node.op_type in ("MoE", "QMoE")
+
+
 def fused(model: ir.Model) -> Iterator[tuple[ir.Node, Fused | Unlike]]:
     """Yield the nodes that are mixtures, and what they are or why that cannot be said."""
     for node in model.graph:
-        if node.domain == MICROSOFT and node.op_type in ("MoE", "QMoE"):
+        if is_mixture(node):
             try:
                 yield node, _fused(node, model)
             except Unlike as why:

@@ -164,4 +164,4 @@ def _first(array: Array, active: int) -> Array:
     """Return the weights of one row and one expert of those that it takes."""
     if array.ndim > 1 and array.shape[:2] == (1, active):
         return array[:, :1]
-    return array[:1]
+    return array[:1] if len(array) == active else array

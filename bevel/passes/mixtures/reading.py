@@ -66,7 +66,7 @@ class Form:
     given: Layout
     roots: tuple[ir.Value, ...]
     hidden: ir.Value
-    inner: Layout
+    read: Layout
     tail: ir.Value
 
     def activation(self, model: ir.Model) -> Activation:
@@ -82,21 +82,21 @@ class Form:
 
 def form(model: ir.Model, chain: Chain, given: Layout, width: int, weights: Weights, runtime: Runtime) -> Form:
     """Find the parts of an expert, by which values are linear in what it reads, `width` channels."""
-    values = [value for node in chain.nodes for value in node.outputs if is_float(value)]
     rows = _triples(width, weights)
-    arrays = dict(zip(values, _run(model, chain.given, given.place(rows), values, weights, runtime), strict=True))
+    arrays = _run(model, chain.given, given.place(rows), chain.nodes, weights, runtime)
+    values = list(arrays)
     linear = {chain.given} | {value for value in values if _is_linear(_as_rows(arrays[value], given, len(rows)))}
     roots = _roots(chain, linear, arrays)
     if not 1 <= len(roots) <= 2:
         told = "nothing bends what its layers give" if not roots else f"its activation reads {len(roots)} values"
         raise Unlike(f"{told}, before {chain.hidden.name!r}")
     hidden = _unfolded(chain, roots, arrays)
-    inner = Layout.of(arrays[hidden], len(rows))
     sizes = {arrays[value].size for value in (*roots, hidden)}
     if len(sizes) != 1:
         raise Unlike(f"its activation changes how many entries there are, before {hidden.name!r}")
-    tail = [value for value in chain.tails if arrays[value].size == arrays[chain.tails[0]].size][-1]
-    return Form(chain, given, roots, hidden, inner, tail)
+    last = _run(model, chain.read, arrays[chain.hidden], chain.after, weights, runtime)
+    tail = [value for value in chain.tails if last[value].size == last[chain.tails[0]].size][-1]
+    return Form(chain, given, roots, hidden, Layout.of(arrays[chain.hidden], len(rows)), tail)
 
 
 def _triples(width: int, weights: Weights) -> Array:
@@ -156,11 +156,13 @@ def _unfolded(chain: Chain, roots: Sequence[ir.Value], arrays: Weights) -> ir.Va
 
 
 def _run(
-    model: ir.Model, given: ir.Value, array: Array, wanted: Sequence[ir.Value], weights: Weights, runtime: Runtime
-) -> list[Array]:
+    model: ir.Model, given: ir.Value, array: Array, nodes: Sequence[ir.Node], weights: Weights, runtime: Runtime
+) -> dict[ir.Value, Array]:
+    """Return the floats that nodes make of a value."""
+    wanted = [value for node in nodes for value in node.outputs if is_float(value)]
     source = opened(model, [given], wanted, list(weights))
     with runtime.open(source) as runs:
-        return answers(runs, source, [given, *weights], [array, *weights.values()])
+        return dict(zip(wanted, answers(runs, source, [given, *weights], [array, *weights.values()]), strict=True))
 
 
 def opened(
@@ -183,12 +185,12 @@ def answers(runs: Runs, source: ir.Model, values: Sequence[ir.Value], arrays: Se
 def experts(model: ir.Model, shape: Form, stacks: Sequence[Weights], width: int, runtime: Runtime) -> Iterator[Expert]:
     """Yield the experts that the parts are with some weights."""
     given, names = shape.chain.given, list(shape.chain.weights)
-    first, second = opened(model, [given], shape.roots, names), opened(model, [shape.hidden], [shape.tail], names)
+    first, second = opened(model, [given], shape.roots, names), opened(model, [shape.chain.read], [shape.tail], names)
     with runtime.open(first) as ups, runtime.open(second) as downs:
         for weights in stacks:
             read = _affine(ups, first, given, shape.given, width, weights)
             size = read[0][1].size
-            ((down, constant),) = _affine(downs, second, shape.hidden, shape.inner, size, weights)
+            ((down, constant),) = _affine(downs, second, shape.chain.read, shape.read, size, weights)
             yield Expert(tuple(up for up, _ in read), tuple(bias for _, bias in read), down, constant)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -22,9 +22,10 @@ from bevel.passes.mixtures.description import KINDS, Gating, Mixture, Refused
 from bevel.passes.mixtures.fused import Fused, fused
 from bevel.passes.mixtures.members import Probe, experts_of
 from bevel.passes.mixtures.reading import opened
-from bevel.passes.mixtures.region import Region, inline_branches, regions
+from bevel.passes.mixtures.region import Region, ancestors, inline_branches, regions
 
 Array = np.ndarray[Any, Any]
+Source: TypeAlias = Fused | list[Region] | Unlike
 
 # How far the description may be from the graph, relative to the largest output: sums in another order, three in a row.
 NEAR: Final = 1e-4
@@ -41,47 +42,100 @@ BOOST: Final = 4.0
 
 def mixtures(model: ir.Model, context: Context) -> tuple[list[Mixture], list[Refused]]:
     """Return the mixtures of experts in a model, in its order, and the choices that lead to none, with the reason."""
-    found: list[Mixture] = []
-    refused: list[Refused] = []
     seen = model.clone()
     inline_branches(seen)
-    values = {value.name: value for value in _values(model)}
-    sources: list[tuple[ir.Node, Fused | list[Region] | Unlike]] = [*fused(model), *regions(seen)]
-    sizes = _sizes(model, [each for _, source in sources for each in _read(source)], values, context)
+    operators = dict(fused(model))
+    sources: list[tuple[ir.Node, Source]] = [*operators.items(), *regions(seen)]
+    search = _Search(model, seen, operators, [source for _, source in sources], context)
+    found: list[Mixture] = []
+    refused: list[tuple[ir.Node, str]] = []
     for node, source in sources:
         try:
-            found.append(_mixture(model, seen, source, values, sizes, context.runtime))
+            found.append(search.mixture(source))
         except (Unlike, EditRefused) as why:
-            refused.append(Refused(f"{node.op_type} {node.name!r}", str(why)))
+            refused.append((node, str(why)))
+    return _outermost(model, found, refused)
+
+
+def _outermost(
+    model: ir.Model, found: Sequence[Mixture], refused: Sequence[tuple[ir.Node, str]]
+) -> tuple[list[Mixture], list[Refused]]:
+    """Leave out what is part of a larger mixture: an operator behind a router of its own, a sort of its rows."""
+    inner = {id(each): _inside(each) for each in found}
+    whole = [
+        each
+        for each in found
+        if not any(other is not each and inner[id(each)] < inner[id(other)] for other in found)
+    ]  # fmt: skip
+    parts = {node.name for each in whole for node in inner[id(each)]}
+    left = [Refused(f"{node.op_type} {node.name!r}", why) for node, why in refused if node.name not in parts]
     places = {value: place for place, value in enumerate(_values(model))}
-    return sorted(found, key=lambda each: places[each.output]), refused
+    return sorted(whole, key=lambda each: places[each.output]), left
 
 
-def _mixture(
-    model: ir.Model,
-    seen: ir.Model,
-    source: Fused | list[Region] | Unlike,
-    values: Mapping[str | None, ir.Value],
-    sizes: Mapping[str, Array],
-    runtime: Runtime,
-) -> Mixture:
-    """Return what a node leads to, or raise why that is no mixture."""
-    if isinstance(source, Unlike):
-        raise source
-    if isinstance(source, Fused):
-        made, limit = source.mixture, COARSE if source.rounded else NEAR
-        probe = _probe(model, made.input, made.logits, made.output, [], made.active, sizes, runtime)
-    else:
-        region, limit = _smallest(source, sizes), NEAR
-        given, logits, output, *others = (
-            values[value.name] for value in (region.input, region.logits, region.output, *region.others)
-        )
-        active = _active(region)
-        probe = _probe(model, given, logits, output, others, active, sizes, runtime)
-        found, activation = experts_of(seen, region, probe, active, runtime)
+def _inside(mixture: Mixture) -> set[ir.Node]:
+    return ancestors(mixture.output) - ancestors(mixture.logits) - ancestors(mixture.input)
+
+
+class _Search:
+    """A model, the same with its branches inlined, and some of its values on one input, for their sizes."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        seen: ir.Model,
+        operators: Mapping[ir.Node, Fused | Unlike],
+        sources: Sequence[Source],
+        context: Context,
+    ) -> None:
+        self.model = model
+        self.seen = seen
+        self.runtime = context.runtime
+        self.values = {value.name: value for value in _values(model)}
+        self._operators = {node.name: each for node, each in operators.items()}
+        self.sizes = _sizes(model, [name for source in sources for name in _read(source)], self.values, context)
+
+    def mixture(self, source: Source) -> Mixture:
+        """Return what a node leads to, or raise why that is no mixture."""
+        if isinstance(source, Unlike):
+            raise source
+        if isinstance(source, Fused):
+            made = replace(source.mixture, output=_after_factor(source.mixture.output))
+            probe = _probe(self.model, made.input, made.logits, made.output, [], made.active, self.sizes, self.runtime)
+            return replace(made, gating=_gating(made, probe, self.runtime, _limit(source)))
+        region = _smallest(source, self.sizes)
+        return self._region(region, _active(region))
+
+    def _region(self, region: Region, active: int) -> Mixture:
+        named = (region.input, region.logits, region.output, *region.others)
+        given, logits, output, *others = (self.values[value.name] for value in named)
+        output = _after_factor(output)
+        probe = _probe(self.model, given, logits, output, others, active, self.sizes, self.runtime)
+        if region.operator is not None:
+            whole = self._operators[region.operator.name]
+            if isinstance(whole, Unlike):
+                raise whole
+            made = replace(whole.mixture, input=given, logits=logits, output=output, active=active)
+            return replace(made, gating=_gating(made, probe, self.runtime, _limit(whole)))
+        found, activation = experts_of(self.seen, region, probe, active, self.runtime)
         name = region.choice.name or output.name or ""
         made = Mixture(name, region.form, given, logits, output, active, Gating("one"), tuple(found), activation)
-    return replace(made, gating=_gating(made, probe, runtime, limit))
+        return replace(made, gating=_gating(made, probe, self.runtime, NEAR))
+
+
+def _limit(source: Fused) -> float:
+    return COARSE if source.rounded else NEAR
+
+
+def _after_factor(value: ir.Value) -> ir.Value:
+    """Return a value times the numbers that it is multiplied by before anything else reads it."""
+    while len(value.uses()) == 1 and not value.is_graph_output():
+        ((node, _),) = value.uses()
+        others = [each.const_value for each in node.inputs if each is not None and each is not value]
+        if node.op_type != "Mul" or len(others) != 1 or others[0] is None or others[0].size != 1:
+            break
+        (value,) = node.outputs
+    return value
 
 
 def _values(model: ir.Model) -> Iterator[ir.Value]:
@@ -90,7 +144,7 @@ def _values(model: ir.Model) -> Iterator[ir.Value]:
         yield from node.outputs
 
 
-def _read(source: Fused | list[Region] | Unlike) -> list[str]:
+def _read(source: Source) -> list[str]:
     """Return the names of the values whose sizes have to be known to run something."""
     if isinstance(source, Unlike):
         return []

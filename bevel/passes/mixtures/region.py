@@ -22,6 +22,7 @@ from bevel.ir.groups import analyse
 from bevel.ir.names import Names
 from bevel.passes.fitting.layers import GEMM, MATMUL
 from bevel.passes.mixtures.chains import Chain, Unlike, chains, is_float
+from bevel.passes.mixtures.fused import is_mixture
 
 # Places where all that a choice leads to meets: gates, the sum over experts, and that in other shapes.
 MOST_MEETINGS: Final = 6
@@ -30,7 +31,10 @@ PRODUCTS: Final = {MATMUL, GEMM}
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """A choice and what it leads to: `chosen` are the numbers of experts, `others` what is read beside x and logits."""
+    """A choice and what it leads to: `chosen` are the numbers of experts, `others` what is read beside x and logits.
+
+    `operator` is the node that has the experts, if one node has them all.
+    """
 
     choice: ir.Node
     input: ir.Value
@@ -39,6 +43,7 @@ class Region:
     others: tuple[ir.Value, ...]
     chains: tuple[Chain, ...]
     experts: int
+    operator: ir.Node | None = None
 
     @property
     def form(self) -> str:
@@ -126,10 +131,11 @@ class Look:
         experts = _last_size(logits)
         if not isinstance(experts, int):
             raise Unlike(f"it chooses from an unknown number of entries of {logits.name!r}")
-        before = _ancestors(logits)
+        before = ancestors(logits)
         found: list[Region] = []
         for output in self._meetings(choice):
-            inside = [node for node in self.nodes if node in _ancestors(output) - before]
+            after = ancestors(output) - before
+            inside = [node for node in self.nodes if node in after]
             try:
                 region = self._region(choice, logits, output, inside, experts)
             except Unlike:
@@ -188,14 +194,17 @@ class Look:
             told = ", ".join(repr(value.name) for value in floats)
             raise Unlike(f"what it leads to reads {told} beside the logits, not one value")
         (given,) = floats
+        others = tuple(value for value in outside if value is not given)
+        operators = [node for node in inside if is_mixture(node)]
+        if len(operators) == 1:
+            return Region(choice, given, logits, output, others, (), experts, operators[0])
         found = chains(inside, given, logits, choice, experts, self._summing, self.fixed)
         if not found:
             return None
-        others = tuple(value for value in outside if value is not given)
         return Region(choice, given, logits, output, others, tuple(found), experts)
 
 
-def _ancestors(value: ir.Value) -> set[ir.Node]:
+def ancestors(value: ir.Value) -> set[ir.Node]:
     """Return the nodes that a value comes of."""
     found: set[ir.Node] = set()
     pending = [value]
