@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from bevel.ir.groups import Analysis, analyse
+from bevel.ir.groups import analyse
 from bevel.passes.base import SAMPLES, Context, Doc, Outcome, Pass, Preserving, Promise, Range
 from bevel.passes.fitting.layers import Layer
 from bevel.passes.fitting.magnitudes import magnitudes
@@ -78,7 +78,7 @@ class Smooth(Pass):
                 ranges[data] = ranges[data] / spread(scale, owned)
         opened = sum(gate.ones in moved for gate in gates)
         said = [f"{opened} of {len(gates)} gates opened, by one product more each"] if self.gates else []
-        said += [*(self._evened(analysis, context) if self.products else []), *centred]
+        said += [*(self._evened(model, context) if self.products else []), *centred]
         return Outcome(notes=(*_gained(list(read), before, ranges), *said, *left_alone(analysis, list(read))))
 
     def _centred(self, model: ir.Model, context: Context) -> list[str]:
@@ -87,8 +87,9 @@ class Smooth(Pass):
         share = f", {np.mean([each.left for each in done]):.0%} of the largest magnitude is left (mean)" if done else ""
         return [f"{len(done)} inputs of layers centred, {sum(each.addition for each in done)} by an addition{share}"]
 
-    def _evened(self, analysis: Analysis, context: Context) -> list[str]:
+    def _evened(self, model: ir.Model, context: Context) -> list[str]:
         """Even out products, and say how far an entry of either side stood out before, and stands out now."""
+        analysis = analyse(model)  # without the gates that nothing opened
         found = meetings(analysis, self.only, self.skip)
         outliers = list(even_out(analysis, found, context, exact=self.exact))
         worst = max(outliers, default=None)

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+import bevel
 from bevel.errors import PromiseBroken
 from bevel.ir.joint import scale_within
 from bevel.passes.execution import Execution
@@ -13,6 +14,7 @@ from bevel.passes.pipeline import optimize
 from bevel.passes.scaling import motions
 from bevel.passes.smooth import Smooth
 from bevel.testing import check_pass
+from tests import zoo
 from tests.passes import test_planted_errors as fused
 from tests.passes.nets import Net
 from tests.test_mamba import feed, scan, shared
@@ -66,6 +68,14 @@ def test_what_is_written_to_states_and_what_is_read_of_them(build) -> None:
     optimize(model, PRODUCTS, calibration=feeds)
     written, read = np.split(largest(model, "p", feeds)[3:], 2)
     np.testing.assert_allclose(written, read, rtol=1e-5)
+
+
+def test_gates_that_stay_shut_are_in_nobodys_way() -> None:
+    """Rotary positions look like gates, and are opened for nothing."""
+    model, feeds = bevel.load(zoo.path("llama", "dynamo")), [feed for feed, _ in zoo.trials("llama")]
+    (step,) = optimize(model, "smooth{gates=true products=true}", calibration=feeds).steps
+    assert any(note.startswith("0 of") for note in step.notes)
+    assert any("products of activations evened out" in note for note in step.notes)
 
 
 def test_attention_in_one_node() -> None:

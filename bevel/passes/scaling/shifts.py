@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bevel.ir.action import ADDED, Action
-from bevel.ir.coupling import find_action
+from bevel.ir.coupling import find_action, load_rules
 from bevel.ir.names import Names
 from bevel.ir.resize import add_initializer
 from bevel.passes.base import Context
@@ -53,6 +53,7 @@ class Centred:
 
 def centre(model: ir.Model, context: Context, only: Sequence[str], skip: Sequence[str]) -> list[Centred]:
     """Centre what layers read, in place, wherever their biases can take up the rest."""
+    load_rules()
     wanted = {each.layers[0].node: each for each in _shifts(model) if _named(each, only, skip)}
     ranges = {}
     for node, walk in reached(model, list(wanted), context):
