@@ -19,13 +19,14 @@ from bevel.ir.names import Names
 from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
 from bevel.passes.choice import choose
 from bevel.passes.experts.account import MOST_NAMED, account
-from bevel.passes.experts.budget import Division, Rung, allocate, divisions
+from bevel.passes.experts.budget import Division, Rung, allocate, divisions, effect
 from bevel.passes.experts.emissions import EMISSIONS, Integers, Race, check, likeness, race
 from bevel.passes.experts.evidence import Evidence, evidence
 from bevel.passes.experts.mixture import Mixture, require
 from bevel.passes.experts.splitters import variations
 from bevel.passes.experts.trial import Trial, attempt, sharing, write
 from bevel.passes.experts.writing import Writer
+from bevel.passes.outputs import Outputs
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class ConvertMoe(Pass):
 
     With a `threshold`, a token takes its best experts until their softmaxed scores reach it in sum, `active` at most.
     With a `budget`, the numbers of active and shared experts are chosen layer by layer, by an integer program over the
-    errors that trials made, so that this share of the layers' parameters is active; some layers may stay whole.
+    errors that trials made and what errors of a layer do to the outputs, so that this share of the layers' parameters
+    is active; some layers may stay whole.
 
     The notes say how far each layer's output is off on tokens held back, how far it would be with the best experts, and
     how far plain pruning to the same active width is, refitted as well. Where that is no worse, a mixture is not worth
@@ -172,6 +174,7 @@ class ConvertMoe(Pass):
         if self.budget is None:
             return [self._division(each) for each in found], []
         tried: list[list[Rung]] = []
+        outputs = Outputs(found[0].parts.model, context)
         for each in found:
             rng = np.random.default_rng(context.seed)
             trials = [
@@ -179,7 +182,8 @@ class ConvertMoe(Pass):
                 for division in divisions(self.experts)
             ]
             tried.append([Rung(division, trial.error, trial.static) for division, trial in trials])
-        chosen = allocate(tried, [each.parameters for each in found], self.experts, self.budget)
+        sizes, effects = [each.parameters for each in found], [effect(each, outputs) for each in found]
+        chosen = allocate(tried, sizes, effects, self.experts, self.budget)
         return list(chosen.divisions), [str(chosen)]
 
     def _division(self, found: Evidence) -> Division:

@@ -251,12 +251,13 @@ def test_a_budget_goes_where_it_does_most():
         return [Rung(Division(active, 0), error, 0.5) for active, error in enumerate(errors, 1)]
 
     easy, hard = rungs(0.1, 0.05, 0.0), rungs(0.9, 0.6, 0.3)
-    (few, more) = allocate([easy, hard], [100, 100], 4, 0.5).divisions
+    (few, more) = allocate([easy, hard], [100, 100], [1, 1], 4, 0.5).divisions
     assert (few, more) == (Division(1, 0), Division(3, 0))
-    even = allocate([easy, easy], [100, 100], 4, 0.5)
+    even = allocate([easy, easy], [100, 100], [1, 1], 4, 0.5)
     assert sum(each.active for each in even.divisions) == 4
-    assert allocate([easy, hard], [100, 100], 4, 0.625).divisions == (Division(1, 0), None)
-    assert allocate([easy, hard], [300, 100], 4, 0.5).divisions[0] == Division(1, 0)
+    assert allocate([easy, hard], [100, 100], [1, 1], 4, 0.625).divisions == (Division(1, 0), None)
+    assert allocate([easy, hard], [100, 100], [100, 1], 4, 0.5).divisions == (Division(3, 0), Division(1, 0))
+    assert allocate([easy, hard], [300, 100], [1, 1], 4, 0.5).divisions[0] == Division(1, 0)
 
 
 def test_layers_get_experts_from_a_budget_and_thresholds_take_fewer():

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import hypot
 from typing import Final
 
 import numpy as np
 
 from bevel.passes.allocation.menu import Menu
 from bevel.passes.allocation.programming import knapsack
+from bevel.passes.experts.evidence import Evidence
+from bevel.passes.experts.trial import Fitted, pruning, write
+from bevel.passes.outputs import COMPARED, Outputs
 
 # Numbers of active experts that are tried for a layer.
 MOST_TRIED: Final = 7
+TINY: Final = 1e-12
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,10 @@ class Rung:
 
 @dataclass(frozen=True)
 class Allocated:
-    """A division for each layer, None where it stays whole; errors over all of it, and of plain pruning as free."""
+    """A division for each layer, None where it stays whole, and what that is expected to do to the outputs.
+
+    `error` adds up the squares of what the layers do to them; `static` is that of plain pruning as freely chosen.
+    """
 
     divisions: tuple[Division | None, ...]
     error: float
@@ -43,7 +51,7 @@ class Allocated:
     def __str__(self) -> str:
         told = ", ".join("whole" if each is None else f"{each.active} ({each.shared})" for each in self.divisions)
         return (
-            f"active experts of each layer, those shared in brackets: {told}; relative error of a layer's output: "
+            f"active experts of each layer, those shared in brackets: {told}; expected error of the outputs: "
             f"{self.error:.3g}; {self.static:.3g} with plain pruning to widths as freely chosen, refitted"
         )
 
@@ -58,19 +66,25 @@ def divisions(experts: int) -> list[Division]:
     return [Division(active, shared) for active in actives for shared in sorted({0, active // 2})]
 
 
-def allocate(tried: Sequence[Sequence[Rung]], sizes: Sequence[int], experts: int, budget: float) -> Allocated:
+def allocate(
+    tried: Sequence[Sequence[Rung]], sizes: Sequence[int], effects: Sequence[float], experts: int, budget: float
+) -> Allocated:
     """Choose a division for each layer so that a share `budget` of all their parameters is active, at the least error.
 
-    `sizes` are the layers' parameters. Errors count squared, relative to the layer's output, those of all layers alike.
+    `sizes` are the layers' parameters, `effects` what an error of their outputs is in those of the model. Squares of
+    errors add up.
     """
-    best = [_best(rungs) for rungs in tried]
+    best = [
+        _best([Rung(rung.division, effect * rung.error, effect * rung.static) for rung in rungs])
+        for rungs, effect in zip(tried, effects, strict=True)
+    ]
     shares = np.asarray(sizes) / sum(sizes)
     chosen = _chosen(best, shares, experts, budget, lambda rung: rung.error)
     pruned = _chosen(best, shares, experts, budget, lambda rung: rung.static)
     return Allocated(
         tuple(None if rung is None else rung.division for rung in chosen),
-        _mean(0.0 if rung is None else rung.error for rung in chosen),
-        _mean(0.0 if rung is None else rung.static for rung in pruned),
+        hypot(*(0.0 if rung is None else rung.error for rung in chosen)),
+        hypot(*(0.0 if rung is None else rung.static for rung in pruned)),
     )
 
 
@@ -101,5 +115,14 @@ def _chosen(
     return [rungs[place - 1] if place else None for rungs, place in zip(layers, places, strict=True)]
 
 
-def _mean(numbers: Iterable[float]) -> float:
-    return float(np.mean(list(numbers)))
+def effect(found: Evidence, outputs: Outputs) -> float:
+    """Return how far the model's outputs are off, relative to how far the layer's is, when half of it is pruned.
+
+    One where the layer's weights cannot be replaced.
+    """
+    if not found.movable:
+        return 1.0
+    kept, fitted, error = pruning(found, found.layer.size // 2, refit=True)
+    down = np.zeros_like(fitted.down)
+    down[kept] = fitted.down[kept]
+    return outputs.error(lambda clone: write(found, Fitted(down, fitted.shift), clone), COMPARED) / max(error, TINY)

@@ -96,7 +96,7 @@ def _weigh(write: Writer, layer: FeedForward, taken: ir.Value, weights: ir.Value
         own = write("Cast", own, to=write.dtype.value)
     column = write("Unsqueeze", own, write.integers("column", 2))
     each = write("Mul", column, write.floats("entries", np.ones(size)))
-    entries = write("Reshape", each, write.integers("flat", 0, -1))
+    entries = write("Flatten", each, axis=1)
     product = write("Mul", layer.hidden, write.restored(entries, layer.input, layer, -1))
     for place, value in enumerate(layer.down.inputs):
         if value is layer.hidden:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import onnx_ir as ir
 
 from bevel.passes.base import Runtime
 from bevel.passes.experts.evidence import Evidence
 from bevel.passes.experts.fits import choices
 from bevel.passes.experts.mixture import Mixture
 from bevel.passes.experts.routing import decide
-from bevel.passes.fitting.layers import hold
+from bevel.passes.fitting.layers import hold, layers
 from bevel.passes.fitting.second_order import Damped
 from bevel.passes.fitting.shift import bias_of
 
@@ -166,10 +167,13 @@ def _fit_kept(evidence: Evidence, kept: Array, dropped: Array) -> Fitted:
     return Fitted(down, shift)
 
 
-def write(evidence: Evidence, fitted: Fitted) -> None:
-    """Put fitted weights into the model."""
+def write(evidence: Evidence, fitted: Fitted, clone: ir.Model | None = None) -> None:
+    """Put fitted weights into the model, or into a clone of it."""
     layer = evidence.last
     assert layer is not None
+    if clone is not None:
+        places = [each.node for each in layers(evidence.parts.model)]
+        layer = list(layers(clone))[places.index(layer.node)]
     bias, weight = bias_of(layer), layer.weight
     assert weight.const_value is not None
     hold(weight, layer.array(fitted.down.T[None]))
