@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -65,6 +66,22 @@ def test_its_format_is_listed_and_stores_weights(python, tmp_path):
     done = python("-m", "bevel.cli", "optimize", "mlp.onnx", "-p", text, "-o", "out.onnx")
     assert done.returncode == 0, done.stderr
     assert "MatMulNBits" in {node.op_type for node in onnx.load(tmp_path / "out.onnx").graph.node}
+
+
+def test_its_splitter_and_its_router_make_experts(python, tmp_path):
+    onnx.save(proto(MLP, MLP_WEIGHTS), tmp_path / "mlp.onnx")
+    text = "convert-moe{experts=2 active=1 shared=0 splitter=turns router=first refit=false}"
+    done = python("-m", "bevel.cli", "optimize", "mlp.onnx", "-p", text, "-o", "out.onnx")
+    assert done.returncode == 0, done.stderr
+    model = onnx.load(tmp_path / "out.onnx")
+    experts = [attribute.g for node in model.graph.node if node.op_type == "If" for attribute in node.attribute]
+    held = [onnx.numpy_helper.to_array(tensor) for graph in experts for tensor in graph.initializer]
+    (original,) = (
+        onnx.numpy_helper.to_array(tensor)
+        for tensor in proto(MLP, MLP_WEIGHTS).graph.initializer
+        if tensor.name == "w1"
+    )
+    assert all(any(np.array_equal(each, original[:, part::2]) for each in held) for part in (0, 1))
 
 
 def test_its_importance_decides_what_goes(python, tmp_path):
