@@ -6,12 +6,12 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from bevel.ir.action import Action, Term
+from bevel.ir.action import Term
 from bevel.ir.axes import product
 from bevel.ir.content import content
-from bevel.ir.coupling import find_action
 from bevel.ir.groups import Analysis, Group, Member
 from bevel.ir.site import Site
+from bevel.ir.symmetry import action_of
 from bevel.passes.base import Context
 from bevel.passes.importance import importance
 from bevel.passes.importance.weights import is_float, lifted, read
@@ -125,9 +125,7 @@ def _is_added(analysis: Analysis, member: Member) -> bool:
 
 def _adds(analysis: Analysis, node: ir.Node, index: int) -> bool:
     """Say whether a node adds an input by itself: the last of its terms, or any if each is a term."""
-    acts = find_action(node.domain, node.op_type)
-    version = analysis.model.opset_imports.get(node.domain, 1)
-    action = acts if isinstance(acts, Action) else acts(Site(node, analysis.facts, version))
+    action = action_of(Site(node, analysis.facts, analysis.model.opset_imports.get(node.domain, 1)))
     terms = action.terms_of([place for place, value in enumerate(node.inputs) if value is not None])
     each = action.terms == "each" and not action.moves and not action.positive  # no Concat and no Max
     return Term((index,)) in (terms if each else terms[-1:])
