@@ -114,12 +114,38 @@ def _search(fmt: Format, blocks: Array, base: float, measure: Measure, weights: 
     for span in SPANS if squared else ():
         trial = Grid(fmt.snap(first.scale * np.float32(span), base), first.zero)
         best, least = _better(best, least, trial, measure(error(fmt, blocks, trial), weights))
-    for step in range(REFITS if squared else FITS):
-        units = fmt.units(blocks, best)
-        target = measure.without_outliers(blocks, units, best, step)
-        trial = _refit(fmt, target, units, best, base, weights)
-        best, least = _better(best, least, trial, measure(error(fmt, blocks, trial), weights))
-    return best
+    return _fitted(fmt, blocks, best, least, base, measure, weights)
+
+
+def _fitted(
+    fmt: Format, blocks: Array, grid: Grid, least: Array, base: float, measure: Measure, weights: Array | None
+) -> Grid:
+    """Return the grid with scales and zero points that fit the codes of blocks, as often as that helps a block."""
+    scale, zero = grid.scale.flatten(), None if grid.zero is None else grid.zero.flatten()
+    shape, places = grid.scale.shape, np.arange(scale.size)
+    for step in range(REFITS if measure.power == SQUARED else FITS):
+        units = fmt.units(blocks, grid)
+        target = measure.without_outliers(blocks, units, grid, step)
+        trial = _refit(fmt, target, units, grid, base, weights)
+        found = measure(error(fmt, blocks, trial), weights)
+        (wins,) = np.nonzero((found < least).reshape(-1))
+        places = places[wins]
+        if not places.size:
+            break
+        # Whom a fit does not help is left alone.
+        blocks, least = _columns(blocks, wins), _columns(found, wins)
+        weights = None if weights is None else _columns(weights, wins)
+        grid = Grid(_columns(trial.scale, wins), None if trial.zero is None else _columns(trial.zero, wins))
+        scale[places] = grid.scale.reshape(-1)
+        if zero is not None and grid.zero is not None:
+            zero[places] = grid.zero.reshape(-1)
+    return Grid(scale.reshape(shape), None if zero is None else zero.reshape(shape))
+
+
+def _columns(blocks: Array, places: Array) -> Array:
+    """Return some of the blocks, counted through, as `[1, 1, block, places]`."""
+    rows = np.moveaxis(blocks, ENTRIES, 0).reshape(blocks.shape[ENTRIES], -1)
+    return rows.take(places, axis=1)[None, None]
 
 
 def _better(best: Grid, least: Array, trial: Grid, found: Array) -> tuple[Grid, Array]:
