@@ -53,7 +53,7 @@ def test_copies_are_averaged_exactly(form):
 
 @pytest.mark.parametrize("align", ["weights", "activations"])
 def test_copies_in_other_orders_are_put_in_order_first(align):
-    model = mixture("gathered", copies(shuffled=True))
+    model = mixture("operator", copies(shuffled=True))
     plain = model.clone()
     assert run(model, f"{{align={align}}}").error <= REASSOCIATION_RTOL
     assert run(plain, "{align=none}").error > 0.1
@@ -61,7 +61,7 @@ def test_copies_in_other_orders_are_put_in_order_first(align):
 
 def test_the_mean_is_weighed_as_asked():
     arrays = weights(spread=0.3)
-    model = mixture("gathered", arrays)
+    model = mixture("operator", arrays)
     run(model, "{shares=3,0,0,1 align=none}")
     down = next(value for value in model.graph.initializers.values() if value.shape == (HIDDEN, 8))
     wanted = 0.75 * arrays["third"][0] + 0.25 * arrays["third"][3]
@@ -78,9 +78,8 @@ def test_experts_that_all_run_are_joined_exactly():
     assert not {"If", "TopK"} & {node.op_type for node in model.graph}
 
 
-@pytest.mark.parametrize("gates", ["one", "share"])
-def test_joined_parts_are_the_layer_that_they_came_of(gates):
-    dense, model, inputs = parts(f"experts=4 active=2 shared=0 gates={gates}")
+def test_joined_parts_are_the_layer_that_they_came_of():
+    dense, model, inputs = parts("experts=4 active=2 shared=0 gates=share")
     run(model, inputs=inputs)
     with Session(dense) as before, Session(model) as after:
         np.testing.assert_allclose(after.run(inputs[0])["y"], before.run(inputs[0])["y"], rtol=1e-4, atol=1e-3)
@@ -94,7 +93,7 @@ def test_a_mean_of_parts_is_refused():
 
 def test_the_sum_of_alternatives_is_refused():
     with pytest.raises(EditRefused, match="alternatives"):
-        run(mixture("gathered", weights()), "{how=join}")
+        run(mixture("operator", weights()), "{how=join}")
 
 
 def test_one_expert_a_row_says_neither():
@@ -105,7 +104,7 @@ def test_one_expert_a_row_says_neither():
 
 def test_shares_have_to_be_one_number_for_each():
     with pytest.raises(UsageError, match="3 shares"):
-        run(mixture("gathered", weights()), "{shares=1,1,1}")
+        run(mixture("operator", weights()), "{shares=1,1,1}")
     with pytest.raises(UsageError, match="no numbers"):
         AverageExperts(shares=("a",))
 
@@ -122,7 +121,7 @@ def test_wrong_nodes_are_caught(monkeypatch):
         "write",
         lambda self, *given: write(replace(self, experts=(self.experts[0].scaled(1.1),)), *given),
     )
-    model = mixture("gathered", copies())
+    model = mixture("operator", copies())
     with pytest.raises(PromiseBroken, match="away from what it should give"):
         run(model)
 

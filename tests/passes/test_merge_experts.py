@@ -25,9 +25,9 @@ def run(model, options=""):
     return bevel.optimize(model, f"merge-experts{options}", calibration=feeds()).steps[0]
 
 
-@pytest.mark.parametrize("options", ["", "{similarity=weights}", "{align=activations weights=uniform}"])
+@pytest.mark.parametrize("options", ["{similarity=weights}", "{align=activations weights=uniform}"])
 def test_equal_experts_merge_into_the_same_function(options):
-    model = mixture("gathered", twins())
+    model = mixture("operator", twins())
     step = run(model, options)
     assert step.error <= REASSOCIATION_RTOL
     assert [node.op_type for node in model.graph].count("If") == EXPERTS // 2
@@ -35,12 +35,12 @@ def test_equal_experts_merge_into_the_same_function(options):
 
 
 def test_what_is_nearly_equal_costs_little():
-    near, far = mixture("gathered", twins(0.02)), mixture("gathered", weights())
+    near, far = mixture("operator", twins(0.02)), mixture("operator", weights())
     assert 1e-4 < run(near).error < 0.1 * run(far).error
 
 
 def test_without_order_a_mean_of_the_same_is_not_the_same():
-    assert run(mixture("gathered", twins()), "{align=none}").error > 0.05
+    assert run(mixture("operator", twins()), "{align=none}").error > 0.05
 
 
 def test_one_merged_expert_has_the_gates_of_all():

@@ -17,11 +17,11 @@ def run(model, options="", inputs=None):
     return bevel.optimize(model, f"prune-experts{options}", calibration=inputs or feeds()).steps[0]
 
 
-@pytest.mark.parametrize("by", ["frequency", "gates", "outputs"])
+@pytest.mark.parametrize("by", ["frequency", "outputs"])
 def test_an_expert_that_no_row_takes_goes_without_a_trace(by):
     arrays = weights()
     arrays["router"][:, 2] = -50
-    model = mixture("gathered", arrays)
+    model = mixture("operator", arrays)
     step = run(model, f"{{by={by}}}", positive())
     assert step.error <= REASSOCIATION_RTOL
     assert any("without 2, on which 0.0% of the choices fell" in note for note in step.notes)
@@ -39,7 +39,7 @@ def test_a_softmax_over_all_experts_stays_one():
 
 
 def test_fewer_experts_than_were_active():
-    model = mixture("gathered", weights())
+    model = mixture("operator", weights())
     step = run(model, "{experts=1}")
     assert step.error > 0.1
     assert [node.op_type for node in model.graph].count("If") == 1
@@ -48,7 +48,7 @@ def test_fewer_experts_than_were_active():
 def test_the_least_used_go_first():
     arrays = weights()
     arrays["router"][:, 1] -= 1.0
-    first, second = (run(mixture("gathered", arrays), f"{{experts={n}}}", positive()) for n in (3, 2))
+    first, second = (run(mixture("operator", arrays), f"{{experts={n}}}", positive()) for n in (3, 2))
     assert first.error < second.error
 
 

@@ -128,12 +128,12 @@ class Activation:
 
     model: ir.Model
 
-    def hidden(self, rows: Sequence[Array], runtime: Runtime) -> Array:
-        """Return what it makes of rows `[rows, hidden]`."""
+    def hidden(self, given: Sequence[Sequence[Array]], runtime: Runtime) -> list[Array]:
+        """Return what it makes of the values of each expert, rows `[rows, hidden]`."""
         names = [value.name or "" for value in self.model.graph.inputs]
+        output = self.model.graph.outputs[0].name or ""
         with runtime.open(self.model) as runs:
-            answers = runs.run(dict(zip(names, rows, strict=True)))
-        return np.asarray(answers[self.model.graph.outputs[0].name or ""])
+            return [np.asarray(runs.run(dict(zip(names, rows, strict=True)))[output]) for rows in given]
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,11 +173,11 @@ class Mixture:
 
 def hidden(experts: Sequence[Expert], activation: Activation, rows: Array, runtime: Runtime) -> list[Array]:
     """Return the hidden entries of experts for rows, `[rows, hidden]` each."""
-    found = []
-    for expert in experts:
-        pairs = zip(expert.ups, expert.biases, strict=True)
-        found.append(activation.hidden([(rows @ up + bias).astype(np.float32) for up, bias in pairs], runtime))
-    return found
+    given = [
+        [(rows @ up + bias).astype(np.float32) for up, bias in zip(expert.ups, expert.biases, strict=True)]
+        for expert in experts
+    ]
+    return activation.hidden(given, runtime)
 
 
 @dataclass(frozen=True)
