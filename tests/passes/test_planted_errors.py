@@ -6,8 +6,8 @@ import onnx_ir as ir
 import pytest
 
 import bevel
-from bevel.passes.base import Preserving
-from bevel.passes.verify import verify
+from bevel.backends.onnxruntime import Level, Session
+from bevel.passes.base import REASSOCIATION_RTOL
 
 BLOCK = """
 <ir_version: 10, opset_import: ["" : 23]>
@@ -53,7 +53,6 @@ PASSES = {
     "awq{format=int3 block=16}": {*NORMS, "wq", "wk", "wv", "up", "head"},
     "equalize": {*VALUES, *HIDDEN},
     "rotate": {*SHAPES} - {"bup"},
-    "rotate{kind=klt}": {*SHAPES} - {"bup"},
 }
 
 
@@ -69,6 +68,11 @@ def weights(model: ir.Model) -> dict[str, np.ndarray]:
     return {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
 
 
+def answer(model: ir.Model) -> np.ndarray:
+    with Session(model, level=Level.AS_WRITTEN, threads=1) as session:
+        return session.run(FEEDS[0])["y"]
+
+
 @pytest.mark.parametrize("passes", PASSES)
 def test_nothing_that_is_changed_can_stay_behind(passes: str) -> None:
     model = block()
@@ -78,8 +82,9 @@ def test_nothing_that_is_changed_can_stay_behind(passes: str) -> None:
     after = weights(changed)
     moved = {name for name, array in before.items() if not np.array_equal(array, after[name])}
     assert moved >= PASSES[passes]
-    assert verify(model, changed, FEEDS, Preserving()).kept
+    expected = answer(model)
+    assert np.abs(answer(changed) - expected).max() < REASSOCIATION_RTOL * np.abs(expected).max()
     for name in sorted(moved - {HIDDEN_BY_SOFTMAX}):
         changed.graph.initializers[name].const_value = ir.tensor(before[name], name=name)
-        assert not verify(model, changed, FEEDS, Preserving()).kept, name
+        assert np.abs(answer(changed) - expected).max() > REASSOCIATION_RTOL * np.abs(expected).max(), name
         changed.graph.initializers[name].const_value = ir.tensor(after[name], name=name)

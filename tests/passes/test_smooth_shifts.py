@@ -14,7 +14,7 @@ from bevel.passes.smooth import Smooth
 from bevel.testing import check_pass
 from tests import zoo
 from tests.graphs import graph
-from tests.test_mamba import feed, in_rounds, scan, shared
+from tests.test_mamba import feed, in_rounds, scan
 
 # A norm with a bias, read by two layers that have biases; then a layer whose input nothing is added to.
 NET = """
@@ -81,7 +81,7 @@ def test_who_else_reads_it_or_has_no_bias_keeps_it_where_it_is(text: str, moves:
     assert np.array_equal(content(model, "shift"), before) is not moves
 
 
-@pytest.mark.parametrize("build", [scan, shared, in_rounds])
+@pytest.mark.parametrize("build", [scan, in_rounds])
 def test_the_step_of_a_mamba_block_is_centred_by_an_addition(build) -> None:
     model, feeds = build(), [{"u": feed()}]
     feeds = [zoo.trials("mamba")[0][0]] if build is in_rounds else feeds
