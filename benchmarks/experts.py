@@ -100,7 +100,7 @@ def minilm() -> Task:
 def lines(task: Task, sparsity: int, short: bool) -> Iterator[tuple[str, float, float]]:
     """Yield what was done, the mean error of a layer, and the quality of the model."""
     active = ACTIVE[sparsity]
-    found = gathered(task)
+    found = list(gathered(task))
     widths = {each.layer.name: active * each.layer.size // EXPERTS for each in found}
     results = [pruning(each, widths[each.layer.name], refit=True) for each in found]
     yield "pruned + refit", *measured(task, [(kept, fitted) for kept, fitted, _ in results], [e for *_, e in results])
@@ -119,10 +119,9 @@ def lines(task: Task, sparsity: int, short: bool) -> Iterator[tuple[str, float, 
         yield name, *measured(task, [(each.mixture, each.fitted) for each in trials], [each.error for each in trials])
 
 
-def speeds(task: Task, sparsity: int) -> Iterator[tuple[str, list[float], float]]:
-    """Yield emissions of the first layer, how many times as fast as the dense one they are, and how far off."""
-    found, active = gathered(task)[0], ACTIVE[sparsity]
-    shared = active // 2
+def speeds(found: Evidence, sparsity: int) -> Iterator[tuple[str, list[float], float]]:
+    """Yield emissions of a layer, how many times as fast as the dense one they are, and how far off."""
+    active, shared = ACTIVE[sparsity], ACTIVE[sparsity] // 2
     partition = SPLITTERS["random"](
         found, EXPERTS - shared, found.layer.size // EXPERTS * shared, np.random.default_rng(0)
     )
@@ -141,17 +140,17 @@ def speeds(task: Task, sparsity: int) -> Iterator[tuple[str, list[float], float]
         yield name, list(times[:, 0] / each), errors.get(name, 0.0)
 
 
-def gathered(task: Task, model: ir.Model | None = None) -> list[Evidence]:
+def gathered(task: Task, model: ir.Model | None = None) -> Iterator[Evidence]:
     model = task.model.clone() if model is None else model
     context = Context(0, Calibration(lambda: task.feeds, "benchmark"), Execution(), samples=10**6)
-    return list(evidence(model, feed_forwards(analyse(model))[0], context))
+    return evidence(model, feed_forwards(analyse(model))[0], context)
 
 
 def measured(task: Task, layers: list[tuple[Mixture | np.ndarray, Fitted]], errors: list[float]) -> tuple[float, float]:
     """Put mixtures, or entries to keep, in the place of the layers, and return the mean error and the quality."""
     model = task.model.clone()
     feeds, task.feeds = task.feeds, task.feeds[:1]
-    found = gathered(task, model)
+    found = list(gathered(task, model))
     task.feeds = feeds
     for each, (what, fitted) in reversed(list(zip(found, layers, strict=True))):
         if isinstance(what, Mixture):
@@ -174,11 +173,12 @@ def main() -> None:
     options = parser.parse_args()
     task = gpt(options.windows) if options.model == "gpt" else {"vit": vit, "minilm": minilm}[options.model]()
     if options.latency:
+        first = next(gathered(task))
         for sparsity in options.sparsity:
             print(
                 f"\n{sparsity}% rest{'':15}" + "".join(f"{f'M={count}':>8}" for count in ROWS) + "    error", flush=True
             )
-            for name, ratios, error in speeds(task, sparsity):
+            for name, ratios, error in speeds(first, sparsity):
                 print(f"  {name:20}" + "".join(f"{ratio:7.2f}x" for ratio in ratios) + f"{error:9.2g}", flush=True)
         return
     print(f"{options.model}, dense: {task.quality(task.model):.3f}", flush=True)
