@@ -161,7 +161,7 @@ def enumerated(whole: Array, pulses: int) -> Array:
 
 
 def points(operators: Operators[V], numbers: V, width: int, pulses: int, many: int) -> V:
-    """Return the groups `[many, width]` of numbers, in single precision; there are two entries at least."""
+    """Return the groups `[many, width]` of numbers `[1, many]`, in single precision; of two entries at least."""
     left, sizes, positive = operators.constant(np.array(pulses, np.int32)), [], []
     for rest in range(width - 1, 0, -1):
         size, numbers = _first(operators, numbers, left, (rest + 1, pulses, many))
@@ -177,14 +177,14 @@ def points(operators: Operators[V], numbers: V, width: int, pulses: int, many: i
     whole = operators.floats(operators.concatenate([*sizes, left], 0))
     signs = operators.floats(operators.concatenate([*positive, above], 0))
     signs = operators.subtract(operators.add(signs, signs), operators.constant(np.ones(1, np.float32)))
-    return operators.transpose(operators.reshape(operators.multiply(whole, signs), (width, many)))
+    return operators.transpose(operators.multiply(whole, signs))
 
 
 def _first(operators: Operators[V], numbers: V, left: V, sizes: tuple[int, int, int]) -> tuple[V, V]:
     """Return the magnitude of the first entry of groups, and what is left of their numbers beyond where it begins."""
     width, pulses, many = sizes
     begins = _begins(width, pulses)
-    column = operators.reshape(numbers, (many, 1))
+    column = operators.reshape(numbers, (1, many, 1))
     reached = operators.less(operators.gather(operators.constant(begins - 1), left), column)
     ones = operators.constant(np.ones(pulses, np.float32))
     size = operators.integers(operators.matmul(operators.floats(reached), ones))

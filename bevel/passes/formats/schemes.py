@@ -229,8 +229,8 @@ def digits(bits: int) -> list[tuple[int, int]]:
 
 
 def coded_sizes(name: str, bits: int, count: int) -> Sizes:
-    """Return the planes that so many codes are stored as."""
-    return {_plane(name, shift): ((-(-count * width // BYTE),), np.dtype(np.uint8)) for width, shift in digits(bits)}
+    """Return the planes that so many codes are stored as: rows, for integers in a vector may be taken for a shape."""
+    return {_plane(name, shift): ((1, -(-count * width // BYTE)), np.dtype(np.uint8)) for width, shift in digits(bits)}
 
 
 def coded(name: str, bits: int, codes: Array) -> dict[str, Array]:
@@ -238,19 +238,20 @@ def coded(name: str, bits: int, codes: Array) -> dict[str, Array]:
     found = {}
     for width, shift in digits(bits):
         part = ((codes >> shift) & ((1 << width) - 1)).astype(np.uint8)
-        (found[_plane(name, shift)],) = to_planes(part, width)
+        (plane,) = to_planes(part, width)
+        found[_plane(name, shift)] = plane[None]
     return found
 
 
 def decoded(operators: Operators[V], tensors: Mapping[str, V], name: str, bits: int, count: int) -> V:
-    """Return codes as integers from their planes; the way back of `coded`."""
+    """Return codes `[1, count]` as integers from their planes; the way back of `coded`."""
     found: V | None = None
     for width, shift in digits(bits):
         table = unpack(BYTES[:, None], width, BYTE // width).astype(np.int32) << shift
         index = operators.integers(tensors[_plane(name, shift)])
-        part = operators.reshape(operators.gather(operators.constant(table), index), (-1,))
+        part = operators.reshape(operators.gather(operators.constant(table), index), (1, -1))
         if count % (BYTE // width):
-            part = operators.head(part, count, 0)
+            part = operators.head(part, count, 1)
         found = part if found is None else operators.add(found, part)
     assert found is not None
     return found

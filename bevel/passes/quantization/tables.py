@@ -48,12 +48,15 @@ class Tabled(Form):
 
     @property
     def layout(self) -> Layout:
-        """A byte for some codes, in planes; scales as floats or bytes; zero points as bytes."""
+        """A byte for some codes, in planes; scales as floats or bytes; zero points as bytes.
+
+        Planes are rows, for integers in a vector may be taken for a shape.
+        """
         outer, blocks, _, inner = self._blocks
         each = outer, blocks, 1, inner
         widths, coded = planes(self.format.code_bits), self.format.scales(1.0) is not None
         found: dict[str, tuple[tuple[int, ...], ir.DataType]] = {
-            self._plane(width): ((-(-self._many * width // BYTE),), ir.DataType.UINT8) for width in widths
+            self._plane(width): ((1, -(-self._many * width // BYTE)), ir.DataType.UINT8) for width in widths
         }
         found[SCALE] = each, ir.DataType.UINT8 if coded else ir.DataType.FLOAT
         if self.format.shares_factor:
