@@ -246,6 +246,15 @@ def test_plain_pruning_is_done_where_it_is_no_worse():
     assert sorted(tuple(value.shape) for value in model.graph.initializers.values()) == [(16, 16), (16, 16)]
 
 
+def test_no_emission_is_taken_where_none_is_right(monkeypatch):
+    model, feeds, *_ = planted()
+    for name in EMISSIONS:
+        monkeypatch.setitem(EMISSIONS, name, replace(EMISSIONS[name], limit=lambda bits: -1.0))
+    options = {"experts": 4, "active": 2, "shared": 0, "splitter": "random", "router": "mean-gate", "control": "skip"}
+    with pytest.raises(EditRefused, match="no emission gives what the mask gives"):
+        optimize(model, ConvertMoe(**options, emit="auto"), calibration=feeds)
+
+
 def test_a_budget_goes_where_it_does_most():
     def rungs(*errors):
         return [Rung(Division(active, 0), error, 0.5) for active, error in enumerate(errors, 1)]

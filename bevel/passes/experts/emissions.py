@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 
-from bevel.errors import BevelError, PromiseBroken
+from bevel.errors import BevelError, EditRefused, PromiseBroken
 from bevel.ir.canonical.dead import remove_dead
 from bevel.ir.feed_forward import feed_forwards
 from bevel.ir.groups import analyse
@@ -136,9 +136,16 @@ class Race:
 def race(found: Evidence, mixture: Mixture, runtime: Runtime, rows: int, tolerance: float, integers: Integers) -> Race:
     """Measure the emissions that are right, and return how fast they are.
 
-    Those of integers take part if their relative error on the calibration data is at most the tolerance.
+    Those of integers take part if their relative error on the calibration data is at most the tolerance. Raises
+    `EditRefused` where none is right.
     """
     candidates = dict(_right(found, mixture, tolerance, integers))
+    if not candidates:
+        raise EditRefused(
+            "no emission gives what the mask gives",
+            where=f"group {found.layer.name!r}",
+            remedy="skip this layer, or take emit=masked",
+        )
     models = [alone(found, mixture, None), *(alone(found, mixture, emit) for emit in candidates.values())]
     given = from_rows(np.resize(found.rows, (rows, found.rows.shape[1])), found.layer)
     dense, *times = runtime.latencies(models, {found.layer.input.name or "": given})
