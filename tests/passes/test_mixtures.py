@@ -59,6 +59,16 @@ def test_every_form_has_the_same_description(form, arrays):
         np.testing.assert_allclose(session.run(feed)["y"], expected(feed["x"], arrays), atol=1e-5)
 
 
+def test_sizes_may_come_from_anywhere(arrays):
+    sizes = """
+      around = Shape (x) batch = Gather (around, zero) length = Gather (around, one) count = Mul (batch, length)
+      inner = Constant <value_ints = [2, 8]> () pairs = Concat <axis = 0> (count, inner)
+    """
+    text = ROUTER + GATHERED.replace("pairs = Constant <value_ints = [-1, 2, 8]> ()", sizes) + END
+    model = of_text(text, arranged(arrays))
+    assert bevel.optimize(model, "merge-experts{ratio=0}", calibration=feeds(1)).steps[0].error <= REASSOCIATION_RTOL
+
+
 def test_what_is_written_computes_the_same_and_is_found_again(arrays):
     model = mixture("gathered", arrays)
     before = model.clone()

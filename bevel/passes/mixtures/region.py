@@ -27,6 +27,7 @@ from bevel.passes.mixtures.fused import is_mixture
 # Places where all that a choice leads to meets: gates, the sum over experts, and that in other shapes.
 MOST_MEETINGS: Final = 6
 PRODUCTS: Final = {MATMUL, GEMM}
+SIZES: Final = {"Shape", "Size"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +185,7 @@ class Look:
         self, choice: ir.Node, logits: ir.Value, output: ir.Value, inside: Sequence[ir.Node], experts: int
     ) -> Region | None:
         """Return the region up to a value, None where no products are in it."""
+        inside = self._without_sizes(inside, logits)
         made = {value for node in inside for value in node.outputs} | {logits}
         read = dict.fromkeys(value for node in inside for value in node.inputs if value is not None)
         outside = [value for value in read if value not in made and not self.fixed(value)]
@@ -202,6 +204,12 @@ class Look:
         if not found:
             return None
         return Region(choice, given, logits, output, others, tuple(found), experts)
+
+    def _without_sizes(self, inside: Sequence[ir.Node], logits: ir.Value) -> list[ir.Node]:
+        """Leave out what reads only the sizes of something that was there before: an exporter takes them anywhere."""
+        made = {value for node in inside for value in node.outputs} | {logits}
+        read = {value for node in inside if node.op_type not in SIZES for value in node.inputs}
+        return [node for node in inside if node.op_type not in SIZES or node.inputs[0] in made | read]
 
 
 def ancestors(value: ir.Value) -> set[ir.Node]:

@@ -11,7 +11,6 @@ import onnx_ir as ir
 
 from bevel.errors import EditRefused, PromiseBroken
 from bevel.ir.names import Names
-from bevel.ir.piece import piece
 from bevel.passes.base import REASSOCIATION_RTOL, Context
 from bevel.passes.mixtures.description import Expert, Mixture, Refused, hidden
 from bevel.passes.mixtures.recognition import mixtures
@@ -122,14 +121,22 @@ def _check(model: ir.Model, change: Change, context: Context, name: str) -> None
 
 
 def _alone(model: ir.Model, mixture: Mixture) -> tuple[ir.Model, Mixture]:
-    """Return a mixture as a model of its own that takes any number of rows, and the mixture in it."""
-    part = piece(model, [mixture.input, mixture.logits], [mixture.output])
-    given, logits = part.graph.inputs
-    (output,) = part.graph.outputs
-    for value in (given, logits, output, *(each for node in part.graph for each in node.outputs)):
-        if value.shape is not None and len(value.shape) > 1:
-            value.shape = ir.Shape([None] * (len(value.shape) - 1) + [value.shape[-1]])
+    """Return a graph that takes what a mixture reads, any number of rows, and a mixture there to be replaced."""
+    given, logits = (
+        ir.Value(name=name, type=value.type, shape=_open(value))
+        for name, value in (("rows", mixture.input), ("logits", mixture.logits))
+    )
+    place = ir.node("Identity", [given], name="place")
+    output = place.outputs[0]
+    output.name, output.type, output.shape = "output", mixture.output.type, _open(mixture.output)
+    graph = ir.Graph([given, logits], [output], nodes=[place], opset_imports=model.graph.opset_imports, name="alone")
+    part = ir.Model(graph, ir_version=model.ir_version)
     return part, replace(mixture, input=given, logits=logits, output=output)
+
+
+def _open(value: ir.Value) -> ir.Shape | None:
+    """Return the shape of a value with any number of rows."""
+    return None if value.shape is None else ir.Shape([None] * (len(value.shape) - 1) + [value.shape[-1]])
 
 
 def _shaped(rows: Array, value: ir.Value) -> Array:
