@@ -87,7 +87,7 @@ class QuantizeBlocks(Pass):
 
     Source: Frantar et al. 2023, GPTQ; Nagel et al. 2020, AdaRound; Badri and Shaji 2023, HQQ; Rouhani et al. 2023,
     Microscaling Data Formats; Zhao et al. 2024, MixDQ (mixed formats); Yao et al. 2023, ZeroQuant-V2 (lorc); Li et al.
-    2024, SVDQuant.
+    2024, SVDQuant; Heo et al. 2024, Rethinking Channel Dimensions (AdaDim, `axis=auto`).
     """
 
     name: ClassVar[str] = "quantize-blocks"

@@ -121,11 +121,9 @@ class Ledger:
         branches = [each.form for each in self.entries if isinstance(each.form, Branched)]
         if branches:
             more = sum(each.nbytes - each.inner.nbytes for each in branches)
-            own = sum(each.owns for each in branches)
-            yield (
-                f"{len(branches)} have thin matrices beside them, {more / 1e6:.3g} MB of that, in half precision; "
-                f"{own} first ones, {len(branches) - own} shared with siblings"
-            )
+            shared = sum(not each.owns for each in branches)
+            siblings = f"; {shared} share the first of both with a sibling" if shared else ""
+            yield f"{len(branches)} have thin matrices beside them, {more / 1e6:.3g} MB of that{siblings}"
         if self.repairs and (plain := [each.name for each in self.entries if not isinstance(each.form, Branched)]):
             yield f"no place beside the codes, or larger than they are: thin matrices of {listed(plain, NAMED)}"
 
