@@ -8,7 +8,7 @@ tables; the other tool sees matrix products alone, and leaves convolutions as th
 own that loads the model, quantizes it and saves it; its peak is resident memory as Linux counts it. `bits/element` are
 those of the file that are not in the other weights; ONNX Runtime's HQQ has a float zero point a block. The last columns
 are how many times faster than the floats the result runs with so many rows (tokens, images or files), on one thread,
-the two taking turns.
+by the least processor time, the two taking turns.
 """
 
 import argparse
@@ -30,7 +30,8 @@ import onnx
 
 import bevel
 from benchmarks.quantization_models import MODELS, Array, Network
-from bevel.backends.onnxruntime import Session, latencies
+from benchmarks.turns import faster
+from bevel.backends.onnxruntime import Session
 from bevel.passes.fitting.layers import layers
 
 ROWS = (1, 16, 128)
@@ -97,18 +98,17 @@ def row(network: Network, tool: str, method: str, bits: int, block: int) -> Iter
     yield f"{size / 1e6:.1f}"
     yield from network.quality(result)
     yield from (f"{seconds:.1f}", f"{cpu:.1f}", f"{peak / 1e6:.0f}")
-    yield from faster(network, result)
+    yield from speeds(network, result)
 
 
-def faster(network: Network, result: Path) -> Iterator[str]:
+def speeds(network: Network, result: Path) -> Iterator[str]:
     """Yield how many times faster than the floats a model runs."""
     with (
         Session(bevel.load(network.path), threads=1) as floats,
         Session(bevel.load(result), threads=1) as quantized,
     ):
         for count in ROWS:
-            before, after = latencies([floats, quantized], network.rows(count))
-            yield f"{before / after:.2f}"
+            yield f"{faster(floats, quantized, network.rows(count)):.2f}"
 
 
 def others(path: Path) -> tuple[int, int]:

@@ -4,9 +4,10 @@
 
 One product of `[rows, width]` with a Gaussian matrix `[width, width]`, quantized to the nearest, on one thread. `read
 by` is what runs once ONNX Runtime has loaded the model; formats that are floats by then are small in the file alone.
-`bits` are those of the file, scales included. `x at 1` is how many times faster than the floats one row runs, the two
-taking turns; `kernel` is the largest error of the output against NumPy with the same codes, over the largest output:
-kernels of 8-bit activations round these. `weights` is the relative error of the weights.
+`bits` are those of the file, scales included. `x at 1` is how many times faster than the floats one row runs, by the
+least processor time, the two taking turns; `kernel` is the largest error of the output against NumPy with the same
+codes, over the largest output: kernels of 8-bit activations round these. `weights` is the relative error of the
+weights.
 """
 
 import argparse
@@ -20,7 +21,8 @@ import numpy as np
 import onnx
 
 import bevel
-from bevel.backends.onnxruntime import Session, latencies
+from benchmarks.turns import faster
+from bevel.backends.onnxruntime import Session
 from bevel.errors import BevelError
 from bevel.passes.formats import Scheme, any_format
 from bevel.passes.formats.schemes import encoded
@@ -28,7 +30,6 @@ from bevel.passes.quantization.kernels import MICROSOFT
 from bevel.registry import formats
 
 ROWS: Final = (1, 16, 128)
-RUNS, SECONDS = 40, 0.25
 FLOATS: Final = "floats"
 EMISSIONS: Final = ("fast", "portable")
 COLUMNS: Final = ("format", "emit", "read by", "bits", *(f"x at {rows}" for rows in ROWS), "kernel", "weights")
@@ -92,8 +93,7 @@ def _measured(path: Path, weights: Array, known: Array, inputs: Array) -> Iterat
         Session(bevel.load(path), threads=1) as quantized,
     ):
         for rows in ROWS:
-            pair = latencies([floats, quantized], {"x": inputs[:rows]}, runs=RUNS, seconds=SECONDS)
-            yield f"{pair[0] / pair[1]:.2f}"
+            yield f"{faster(floats, quantized, {'x': inputs[:rows]}):.2f}"
         (found,) = quantized.run({"x": inputs}).values()
     wanted = inputs @ known
     yield f"{np.abs(found - wanted).max() / np.abs(wanted).max():.0e}"
