@@ -1,14 +1,21 @@
 """Each expert a graph of its own that an `If` runs when some row asks for it, on those rows: standard ONNX.
 
-gates [experts, rows]   weights of the router, zero where a row does not take an expert
-places                  the rows that the experts take, one expert after the other: NonZero of the gates
-If per expert           Gather of its rows, the layer with its entries
-ScatterND, adding       what the experts give, at the rows that took them
+    taken [experts, rows]   one where a row takes an expert, from the router
+    places                  the rows that the experts take, one expert after the other: NonZero of that
+    If per expert           Gather of its rows, the layer with its entries
+    TopK of places          where what the experts give for each row stands: Gather of that, and the sum
+
+The sum would be one node, a ScatterND that adds; ONNX Runtime 1.31 loses terms of it on more than one thread.
+
+In 8 bits, rows are quantized once for all experts, and gathered as codes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 import numpy as np
 import onnx_ir as ir
@@ -16,6 +23,7 @@ import onnx_ir as ir
 from bevel.errors import EditRefused
 from bevel.ir.bypass import redirect
 from bevel.ir.names import Names
+from bevel.ir.piece import graft
 from bevel.ir.split import Parts
 from bevel.passes.activations.dynamic import Products
 from bevel.passes.activations.sites import sites
@@ -27,17 +35,28 @@ from bevel.passes.experts.writing import Writer, loosen
 from bevel.passes.fitting.layers import GEMM, MATMUL
 
 BOOL = ir.DataType.BOOL
+QUANTIZE: Final = "DynamicQuantizeLinear"
 
 
-def blocks(parts: Parts, mixture: Mixture, names: Names, body: Body = as_it_is) -> None:
-    """Run each expert in an `If` of its own, on the rows that choose it."""
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What experts read: the rows, and their codes, scale and zero point where products are in 8 bits."""
+
+    rows: ir.Value
+    body: Body = as_it_is
+    codes: Sequence[ir.Value] = ()
+
+
+def blocks(parts: Parts, mixture: Mixture, names: Names, *, integers: bool = False) -> None:
+    """Run each expert in an `If` of its own, on the rows that choose it; with `integers`, its products in 8 bits."""
     layer, graph, write = parts.layer, parts.model.graph, writer(parts, names)
     rows = write.flattened(layer.input, layer, layer.channels[0])
     found = routes(write, rows, parts, mixture)
     pairs = write("NonZero", found.taken, dtype=INT)
     places = write("Gather", pairs, write.constant("row", np.array(1)), dtype=INT, axis=0)
     branches = zip(*_shares(write, found.taken, places, mixture.experts), strict=True)
-    given = [_branch(write, parts, mixture, place, rows, *each, body) for place, each in enumerate(branches)]
+    reading = _in_codes(write, rows) if integers else Reading(rows)
+    given = [_branch(write, parts, mixture, place, reading, *each) for place, each in enumerate(branches)]
     joined = write("Concat", *given, axis=0)
     joined.shape = ir.Shape([None, layer.channels[1]])
     if mixture.soft:
@@ -53,7 +72,7 @@ def blocks(parts: Parts, mixture: Mixture, names: Names, body: Body = as_it_is) 
     total = write("ReduceSum", each, write.integers("slots", 1), keepdims=0)
     total.shape = ir.Shape([None, layer.channels[1]])
     result = write.restored(total, layer.input, layer, layer.channels[1])
-    result = always(write, parts, mixture, result, body)
+    result = always(write, parts, mixture, result, reading.body)
     result.shape = layer.output.shape
     redirect(graph, layer.output, result, names)
 
@@ -70,23 +89,26 @@ def _shares(write: Writer, taken: ir.Value, places: ir.Value, experts: int) -> t
     return list(own), list(write.several("Split", [wanted, each], [BOOL] * experts, axis=0))
 
 
+def _in_codes(write: Writer, rows: ir.Value) -> Reading:
+    """Quantize the rows once for all experts."""
+    kinds = [ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.UINT8]
+    return Reading(rows, eight_bits, write.several(QUANTIZE, [rows], kinds))
+
+
 def _branch(
-    write: Writer,
-    parts: Parts,
-    mixture: Mixture,
-    expert: int,
-    rows: ir.Value,
-    own: ir.Value,
-    asked: ir.Value,
-    body: Body,
+    write: Writer, parts: Parts, mixture: Mixture, expert: int, reading: Reading, own: ir.Value, asked: ir.Value
 ) -> ir.Value:
     """Write one expert under its condition; it gives one row for each that takes it, in order."""
     layer = parts.layer
     prefix = f"{write.prefix}.{expert}"
     inside = Writer(_empty(write, prefix), None, prefix, write.names, write.dtype)
-    given = inside.shaped(inside("Gather", rows, own, axis=0), layer, layer.channels[0])
-    model = body(loosen(parts.expert(mixture.partition.routed[expert], bias=False), layer))
-    output = inside.flattened(inside.graft(model, given, "layer"), layer, layer.channels[1])
+    model = reading.body(loosen(parts.expert(mixture.partition.routed[expert], bias=False), layer))
+    sources = [*reading.codes] if reading.codes and _reads_codes(model) else [reading.rows]
+    first = inside("Gather", sources[0], own, dtype=sources[0].dtype, axis=0)
+    given = [inside.shaped(first, layer, layer.channels[0]), *sources[1:]]
+    by_name = {value.name or "": source for value, source in zip(model.graph.inputs, given, strict=True)}
+    (result,) = graft(model, inside.graph, by_name, f"{prefix}.layer", write.names, None)
+    output = inside.flattened(result, layer, layer.channels[1])
     _give(inside, output, layer.channels[1])
     outside = Writer(_empty(write, f"{prefix}.none"), None, f"{prefix}.none", write.names, write.dtype)
     _give(outside, outside("Identity", outside.floats("rows", np.zeros((0, layer.channels[1])))), layer.channels[1])
@@ -137,6 +159,22 @@ def _in_slots(
     return write("ScatterND", zeros, index, joined)
 
 
+def _reads_codes(model: ir.Model) -> bool:
+    """Let an expert in 8 bits read codes, their scale and zero point, if all that it reads it quantizes."""
+    (given,) = model.graph.inputs
+    users = list(given.uses())
+    if len(users) != 1 or users[0].node.op_type != QUANTIZE:
+        return False
+    node = users[0].node
+    model.graph.inputs.clear()
+    for output in node.outputs:
+        value = ir.Value(name=f"{output.name}.given", type=output.type, shape=output.shape)
+        output.replace_all_uses_with(value)
+        model.graph.inputs.append(value)
+    model.graph.remove(node, safe=True)
+    return True
+
+
 def eight_bits(model: ir.Model) -> ir.Model:
     """Compute an expert's products in 8 bits, what they read quantized at run time."""
     found, left = sites(model, (), (), (MATMUL, GEMM))
@@ -150,4 +188,4 @@ def eight_bits(model: ir.Model) -> ir.Model:
     return model
 
 
-dynamic = partial(blocks, body=eight_bits)
+dynamic = partial(blocks, integers=True)

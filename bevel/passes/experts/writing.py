@@ -101,21 +101,27 @@ class Writer:
         places = self.integers("leading", *range(layer.rank - 1))
         leading = self("Gather", shape, places, dtype=ir.DataType.INT64, axis=0)
         whole = self("Concat", leading, self.integers("width", width), dtype=ir.DataType.INT64, axis=0)
-        return self._turned(self("Reshape", rows, whole), layer, back=False)
+        result = self._turned(self("Reshape", rows, whole), layer, back=False)
+        if like.shape is not None:
+            sizes = list(like.shape)
+            sizes[layer.axis] = width if width >= 0 else ir.SymbolicDim(None)
+            result.shape = ir.Shape(sizes)
+        return result
 
     def shaped(self, rows: ir.Value, layer: FeedForward, width: int) -> ir.Value:
         """Return rows as a value of the layer's rank, all of them along one axis."""
         if layer.rank == 2:
             return rows
         ones = [1] * (layer.rank - 2)
-        return self._turned(self("Reshape", rows, self.integers("shape", *ones, -1, width)), layer, back=False)
+        shape = self.integers("shape", *ones, -1, width)
+        return self._turned(self("Reshape", rows, shape, dtype=rows.dtype), layer, back=False)
 
     def _turned(self, value: ir.Value, layer: FeedForward, *, back: bool) -> ir.Value:
         """Move the channels of a value from the last axis to the layer's, or back."""
         if layer.axis == layer.rank - 1:
             return value
         order = turn(layer)
-        return self("Transpose", value, perm=np.argsort(order).tolist() if back else order)
+        return self("Transpose", value, dtype=value.dtype, perm=np.argsort(order).tolist() if back else order)
 
 
 def turn(layer: FeedForward) -> list[int]:
