@@ -80,7 +80,7 @@ class MergeExperts(Pass):
 
     def _nearness(self, usage: Usage, context: Context) -> Array:
         if self.similarity == "outputs":
-            return nearness_of_outputs(usage.mixture.outputs(usage.rows, context.runtime))
+            return nearness_of_outputs(usage.mixture.outputs(usage.some().rows, context.runtime))
         return nearness_of_weights(usage.mixture.experts, int(usage.counts.argmax()))
 
     def _merged(self, usage: Usage, group: list[int], context: Context) -> Expert:

@@ -69,8 +69,8 @@ class PruneExperts(Pass):
         """Return how much each expert is used."""
         if self.by == "frequency":
             return usage.counts
-        gates = usage.gates
         if self.by == "gates":
-            return np.asarray(gates.sum(0))
-        lengths = np.linalg.norm(usage.mixture.outputs(usage.rows, context.runtime), axis=2)
-        return np.asarray((gates.T * lengths).sum(1))
+            return np.asarray(usage.gates.sum(0))
+        some = usage.some()
+        lengths = np.linalg.norm(usage.mixture.outputs(some.rows, context.runtime), axis=2)
+        return np.asarray((some.gates.T * lengths).sum(1))

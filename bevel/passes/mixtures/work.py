@@ -61,7 +61,7 @@ class Change:
 
     def error(self, context: Context) -> float:
         """Return how far it is from the mixture on the calibration data, relative to what that gives."""
-        usage = self.usage
+        usage = self.usage.some()
         wanted = np.einsum("re,erc->rc", usage.gates, self.mixture.outputs(usage.rows, context.runtime))
         found = self.outputs(usage.rows, usage.logits, context)
         return float(np.linalg.norm(found - wanted) / max(float(np.linalg.norm(wanted)), 1e-30))
