@@ -127,7 +127,7 @@ def _page(lines: Sequence[str], options: argparse.Namespace) -> str:
     doc = (__doc__ or "").split("\n\n")
     command = f"python -m benchmarks.quantization_formats --width {options.width} --block {options.block}"
     head = "# Formats of quantized weights\n\n" + "\n\n".join(doc[2:]).strip()
-    made = f"Made by `{command} --write docs/formats.md`. Absolute speeds depend on the machine; these are ratios."
+    made = f"Made by\n`{command} --write docs/formats.md`.\nRows of floats show how far the ratios scatter."
     return "\n\n".join((head, made, "\n".join(lines))) + "\n"
 
 
