@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import onnx_ir as ir
 
+from bevel.errors import EditRefused
 from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
 from bevel.passes.mixtures.usage import Usage
 from bevel.passes.mixtures.work import Change, carry_out, count_of, limited, to_work_on, told
@@ -55,6 +56,12 @@ class PruneExperts(Pass):
 
     def _change(self, usage: Usage, context: Context) -> Change:
         mixture = usage.mixture
+        if mixture.gating.groups is not None:
+            raise EditRefused(
+                "its experts were merged, and rows still choose among those that there were",
+                where=f"{self.name}: {mixture.name}",
+                remedy="drop experts before merging, or skip it",
+            )
         count = count_of(len(mixture.experts), self.ratio, self.experts)
         used = self._used(usage, context)
         kept = np.sort(np.argsort(-used, kind="stable")[:count])

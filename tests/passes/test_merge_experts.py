@@ -49,5 +49,12 @@ def test_one_merged_expert_has_the_gates_of_all():
     assert run(model, "{experts=1}").error <= REASSOCIATION_RTOL
 
 
+def test_what_was_merged_can_be_merged_again_and_averaged():
+    model = mixture("operator", weights(spread=0.0))
+    for passes in ("merge-experts{ratio=0.25}", "merge-experts{experts=2}", "average-experts"):
+        assert bevel.optimize(model, passes, calibration=feeds(2)).steps[0].error <= REASSOCIATION_RTOL
+    assert "If" not in [node.op_type for node in model.graph]
+
+
 def test_it_behaves():
     check_pass(MergeExperts(ratio=0.25), mixture("operator", weights()), feeds(2))

@@ -95,7 +95,7 @@ class _Chains:
         if sorted(map(id, used)) != sorted(map(id, firsts)):
             node = next((node for node in firsts if used.count(node) != 1), self.inside[0])
             raise Unlike(f"{_told(node)} does not lead to the last product of one expert")
-        if len(lasts) not in (0, 1, self.experts):
+        if len(lasts) > self.experts:
             raise Unlike(f"it chooses from {self.experts} experts, but {len(lasts)} are there, e.g. {_told(lasts[0])}")
         return [self._chain(last, [node for node in firsts if node in self.above[self.reads[last]]]) for last in lasts]
 

@@ -74,11 +74,13 @@ class Gating:
     sigmoid        the sigmoid of its logit
     sigmoid-share  the same, divided by the sum over those that are taken
 
-    All times `scale`.
+    All times `scale`. Where experts were merged, `groups` says for each logit which of them it is for; one that several
+    logits are for counts the sum.
     """
 
     kind: Kind
     scale: float = 1.0
+    groups: tuple[int, ...] | None = None
 
     def total(self, active: int) -> float | None:
         """Return what the gates of a row that takes so many experts add up to; None where rows differ.
@@ -107,7 +109,17 @@ class Gating:
             gates = expit(logits.astype(np.float64)) * mask
         if self.kind == "sigmoid-share":
             gates = gates / np.maximum(gates.sum(1, keepdims=True), 1e-30)
-        return np.asarray(self.scale * gates)
+        return np.asarray(self.scale * gates @ self.belongs(gates.shape[1]))
+
+    def belongs(self, logits: int) -> Array:
+        """Return which expert each logit is for, `[logits, experts]`, zeros and ones.
+
+        >>> Gating("one", groups=(0, 1, 0)).belongs(3).tolist()
+        [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]
+        """
+        if self.groups is None:
+            return np.eye(logits)
+        return np.eye(max(self.groups) + 1)[list(self.groups)]
 
 
 def taken(logits: Array, active: int) -> Array:

@@ -31,37 +31,38 @@ class Probe:
 
 def experts_of(
     model: ir.Model, region: Region, probe: Probe, active: int, runtime: Runtime
-) -> tuple[list[Expert], Activation]:
-    """Return the experts of a region in the order of the logits, and what is between their layers."""
+) -> tuple[list[Expert], Activation, tuple[int, ...] | None]:
+    """Return the experts of a region, what is between their layers, and the expert of each logit if they are fewer."""
     width = probe.rows.shape[1]
-    if len(region.chains) > 1 or region.experts == 1:
+    if len(region.chains) > 1 or region.experts == 1 or not region.chains[0].weights:
         return _apart(model, region, probe, active, width, runtime)
     (chain,) = region.chains
-    if not chain.weights:
-        raise Unlike(f"its {region.experts} experts have the same weights")
     stacks = _stacks(model, region, active, runtime)
     (given,) = _values(model, region, [chain.given], probe, runtime)
     whole = chain.weights[0].producer() is None or given.shape[0] == region.experts
     sizes = given[:1] if whole and given.ndim > 2 and given.shape[0] == region.experts else given
     parts = form(model, chain, _layout(sizes, probe.rows), width, stacks[0], runtime)
-    return list(experts(model, parts, stacks, width, runtime)), parts.activation(model)
+    return list(experts(model, parts, stacks, width, runtime)), parts.activation(model), None
 
 
 def _apart(
     model: ir.Model, region: Region, probe: Probe, active: int, width: int, runtime: Runtime
-) -> tuple[list[Expert], Activation]:
+) -> tuple[list[Expert], Activation, tuple[int, ...] | None]:
     """Return experts that have layers of their own."""
     wanted = [value for chain in region.chains for value in (chain.given, *chain.weights)]
     arrays = dict(zip(wanted, _values(model, region, wanted, probe, runtime), strict=True))
-    found: dict[int, Expert] = {}
+    found: list[Expert] = []
     activation: Activation | None = None
-    for chain, number in zip(region.chains, _numbers(region, arrays, probe, active), strict=True):
+    for chain in region.chains:
         weights = {value: arrays[value] for value in chain.weights}
         parts = form(model, chain, _layout(arrays[chain.given], probe.rows), width, weights, runtime)
-        (found[number],) = experts(model, parts, [weights], width, runtime)
+        found += experts(model, parts, [weights], width, runtime)
         activation = activation or parts.activation(model)
     assert activation is not None
-    return [found[number] for number in range(region.experts)], activation
+    numbers = _numbers(region, arrays, probe, active)
+    if len(found) < region.experts:
+        return found, activation, tuple(numbers)
+    return [found[number] for number in numbers], activation, None
 
 
 def _values(model: ir.Model, region: Region, wanted: Sequence[ir.Value], probe: Probe, runtime: Runtime) -> list[Array]:
@@ -76,16 +77,22 @@ def _values(model: ir.Model, region: Region, wanted: Sequence[ir.Value], probe: 
 
 
 def _numbers(region: Region, arrays: Weights, probe: Probe, active: int) -> list[int]:
-    """Return which expert each chain is, by the rows that it reads."""
+    """Return which chain each logit is for: that which reads all rows that take it, and least beside those."""
     places = {row.tobytes(): place for place, row in enumerate(probe.rows)}
     read = [_rows_read(arrays[chain.given], places, probe.rows.shape[1]) for chain in region.chains]
-    if all(len(rows) == len(probe.rows) for rows in read):
+    if len(read) == region.experts and all(len(rows) == len(probe.rows) for rows in read):
         return list(range(region.experts))  # each sees all rows; the final comparison says whether they are in order
     mask = taken(probe.logits, active)
-    wanted = {frozenset(np.flatnonzero(mask[:, expert]).tolist()): expert for expert in range(region.experts)}
-    if set(wanted) != set(read):
-        raise Unlike("its experts do not read the rows that take them")
-    return [wanted[rows] for rows in read]
+    found = []
+    for expert in range(region.experts):
+        rows = frozenset(np.flatnonzero(mask[:, expert]).tolist())
+        able = [chain for chain, others in enumerate(read) if rows <= others]
+        if not able:
+            raise Unlike("its experts do not read the rows that take them")
+        found.append(min(able, key=lambda chain: len(read[chain])))
+    if set(found) != set(range(len(read))):
+        raise Unlike("some of its experts are taken by no row")
+    return found
 
 
 def _rows_read(array: Array, places: Mapping[bytes, int], width: int) -> frozenset[int]:

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from bevel.errors import EditRefused
+from bevel.errors import EditRefused, UnsupportedModel
 from bevel.ir.piece import piece
 from bevel.passes.base import Context, Runtime
 from bevel.passes.mixtures.chains import Unlike
@@ -52,7 +52,7 @@ def mixtures(model: ir.Model, context: Context) -> tuple[list[Mixture], list[Ref
     for node, source in sources:
         try:
             found.append(search.mixture(source))
-        except (Unlike, EditRefused) as why:
+        except (Unlike, EditRefused, UnsupportedModel) as why:
             refused.append((node, str(why)))
     return _outermost(model, found, refused)
 
@@ -117,9 +117,9 @@ class _Search:
                 raise whole
             made = replace(whole.mixture, input=given, logits=logits, output=output, active=active)
             return replace(made, gating=_gating(made, probe, self.runtime, _limit(whole)))
-        found, activation = experts_of(self.seen, region, probe, active, self.runtime)
-        name = region.choice.name or output.name or ""
-        made = Mixture(name, region.form, given, logits, output, active, Gating("one"), tuple(found), activation)
+        found, activation, groups = experts_of(self.seen, region, probe, active, self.runtime)
+        name, gating = region.choice.name or output.name or "", Gating("one", groups=groups)
+        made = Mixture(name, region.form, given, logits, output, active, gating, tuple(found), activation)
         return replace(made, gating=_gating(made, probe, self.runtime, NEAR))
 
 
@@ -234,10 +234,10 @@ def _gating(made: Mixture, probe: Probe, runtime: Runtime, limit: float) -> Gati
     wanted = probe.output.astype(np.float64)
     found: list[tuple[float, Gating]] = []
     for kind in KINDS:
-        answer = np.einsum("re,erc->rc", Gating(kind).gates(probe.logits, made.active), outputs)
+        answer = np.einsum("re,erc->rc", replace(made.gating, kind=kind).gates(probe.logits, made.active), outputs)
         scale = _snapped(float((answer * wanted).sum() / max(float(np.square(answer).sum()), 1e-30)), limit * SNAP)
         error = np.abs(scale * answer - wanted).max() / max(float(np.abs(wanted).max()), 1e-30)
-        found.append((float(error), Gating(kind, scale)))
+        found.append((float(error), replace(made.gating, kind=kind, scale=scale)))
     near = [gating for error, gating in found if error <= limit]
     if near:  # several where experts are equal: rather the one that needs no factor
         return min(near, key=lambda gating: gating.scale != 1.0)

@@ -38,6 +38,17 @@ class Routing:
     kept: Array | None = None
     groups: Array | None = None
 
+    def logits(self, mixture: Mixture) -> int:
+        """Return how many logits there are: as many as there were experts before any were merged."""
+        return len(mixture.gating.groups or mixture.experts)
+
+    def belongs(self, mixture: Mixture) -> Array | None:
+        """Return which expert that is to be each logit is for, None if there is one for each."""
+        if mixture.gating.groups is None:
+            return self.groups
+        before = mixture.gating.belongs(len(mixture.gating.groups))
+        return before if self.groups is None else np.asarray(before @ self.groups)
+
     def gates(self, mixture: Mixture, logits: Array) -> Array:
         """Return what each expert counts for each row, `[rows, fewer]`."""
         if self.kept is None:
@@ -86,8 +97,8 @@ def replace(model: ir.Model, mixture: Mixture, names: Names, result: ir.Value) -
     maker = mixture.output.producer()
     result.shape = mixture.output.shape
     redirect(model.graph, mixture.output, result, names)
-    if maker is not None and not any(is_used(value) for value in maker.outputs):
-        model.graph.remove(maker, safe=True)
+    if maker is not None and maker.domain and not any(is_used(value) for value in maker.outputs):
+        model.graph.remove(maker, safe=True)  # an operator of its own domain, which is left alone as dead code
 
 
 def finish(model: ir.Model) -> None:
@@ -148,7 +159,7 @@ def _shaped(write: Writer, rows: ir.Value, mixture: Mixture) -> ir.Value:
 
 def _gates(write: Writer, mixture: Mixture, routing: Routing) -> ir.Value:
     """Write what each expert counts for each row, `[rows, experts]`, zero for those not taken."""
-    count = len(mixture.experts)
+    count = routing.logits(mixture)
     scores = _rows(write, mixture.logits, count)
     kind = mixture.gating.kind
     if kind == "softmax":
@@ -168,8 +179,9 @@ def _gates(write: Writer, mixture: Mixture, routing: Routing) -> ir.Value:
     if kind != "one":
         mask = write("Mul", mask, write("Unsqueeze", best, write.integers("last", 2)))
     gates = write("ReduceSum", mask, write.integers("axis", 1), keepdims=0)
-    if routing.groups is not None:
-        return write("MatMul", gates, write.floats("groups", mixture.gating.scale * routing.groups))
+    groups = routing.belongs(mixture)
+    if groups is not None:
+        return write("MatMul", gates, write.floats("groups", mixture.gating.scale * groups))
     return (
         gates
         if mixture.gating.scale == 1.0
