@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from math import nan, sqrt
 from threading import Lock
-from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -15,29 +14,28 @@ import onnx_ir as ir
 from bevel.errors import UsageError
 from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
 from bevel.passes.fitting.moments import moments
-from bevel.passes.formats import Format, Quantized, Scheme, any_format
-from bevel.passes.formats.blocks import THREADS, WORTH_THREADS, Axis, finite
+from bevel.passes.formats import Format, Scheme, any_format
+from bevel.passes.formats.blocks import THREADS, WORTH_THREADS
 from bevel.passes.formats.schemes import encoded
 from bevel.passes.outputs import Outputs
 from bevel.passes.quantization.axes import better_axes
-from bevel.passes.quantization.branches import Branched, branched
+from bevel.passes.quantization.branches import branched
+from bevel.passes.quantization.encoding import Branch, Encoder, Metric, Rounding
 from bevel.passes.quantization.experts import Experts, apart, experts
 from bevel.passes.quantization.forms import Form, Found, Storage
 from bevel.passes.quantization.kernels import kernel
 from bevel.passes.quantization.ledger import NAMED, Entry, Ledger, Result, units
 from bevel.passes.quantization.made import Made
-from bevel.passes.quantization.methods import LEARNT, compensating, errors, quantized, relative_error
+from bevel.passes.quantization.methods import LEARNT, quantized
 from bevel.passes.quantization.mixture import Choice, Offer, feelings, mixture, summary, within
-from bevel.passes.quantization.repair import Member, repaired
 from bevel.passes.quantization.schemed import Schemed
 from bevel.passes.quantization.standard import dequantized
 from bevel.passes.quantization.tables import SLICES, Tabled
 from bevel.passes.quantization.targets import Target, found
-from bevel.passes.quantization.writing import Last, Shown, Stored, stored, stored_lazily, write
+from bevel.passes.quantization.writing import Last, Shown, Stored, stored_lazily, write
 from bevel.passes.sentences import listed
 
 Array = np.ndarray[Any, Any]
-Rounding: TypeAlias = Literal["nearest", "clip", "hqq", "gptq", "adaround"]
 
 # Above so many bytes of quantized weights, they are computed when they are read, one at a time, and not kept.
 KEPT: Final = 1 << 28
@@ -99,9 +97,9 @@ class QuantizeBlocks(Pass):
     axis: Annotated[Literal["in", "out", "both", "flat", "auto"], Doc("what blocks run along")] = "in"
     block: Annotated[int, Range(0), Doc("elements that share a scale; 0 for the whole axis")] = 32
     rounding: Annotated[Rounding, Doc("how scales and codes are chosen")] = "nearest"
-    branch: Annotated[Literal["none", "lorc", "svdquant"], Doc("what thin matrices beside codes make up for")] = "none"
+    branch: Annotated[Branch, Doc("what thin matrices beside codes make up for")] = "none"
     rank: Annotated[int, Range(1), Doc("how thin they are")] = 8
-    metric: Annotated[Literal["weights", "inputs"], Doc("whose error they make up for, or counts")] = "weights"
+    metric: Annotated[Metric, Doc("whose error they make up for, or counts")] = "weights"
     emit: Annotated[Literal["fast", "portable"], Doc("operators of ONNX Runtime, or standard ones")] = "fast"
     samples: Annotated[int, Range(1), Doc("how many samples to take statistics over")] = SAMPLES
     only: Annotated[tuple[str, ...], Doc("patterns of weights or nodes to quantize; everything if empty")] = ()
@@ -134,6 +132,10 @@ class QuantizeBlocks(Pass):
             return fmt.encode(matrix, target.axis(along), self.block)
 
         return better_axes(model, found(model, self.only, self.skip)[0], trial, context)
+
+    @property
+    def _encoder(self) -> Encoder:
+        return Encoder(self.rounding, self.branch, self.rank, self.metric)
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -205,8 +207,8 @@ class QuantizeBlocks(Pass):
             else:
                 planned.append(Entry(form, why))
         planned = list(self._paired(planned, made.tables))
-        alone = self.rounding == "nearest" and self.branch == "none" and self.metric == "weights"
-        if alone and sum(each.form.nbytes for each in planned) > KEPT:
+        by_itself = self.rounding == "nearest" and self.branch == "none" and self.metric == "weights"
+        if by_itself and sum(each.form.nbytes for each in planned) > KEPT:
             weights = self._streamed(planned, ledger)
         else:
             weights = self._kept(model, planned, ledger, context)
@@ -255,11 +257,11 @@ class QuantizeBlocks(Pass):
         last = Last()
         for entry in planned:
             ledger.entries.append(entry)
-            yield stored_lazily(entry.form, partial(self._late, entry), last)
+            yield stored_lazily(entry.form, partial(self._encoder.late, entry), last)
 
     def _kept(self, model: ir.Model, planned: Sequence[Entry], ledger: Ledger, context: Context) -> Iterator[Stored]:
         """Yield weights that are computed now: those that learn from data after the others."""
-        learnt = [entry for entry in planned if self._learns(entry)]
+        learnt = [entry for entry in planned if self._encoder.learns(entry)]
         others = units([entry for entry in planned if entry not in learnt])
         in_turn = partial(self._in_turn, Lock())
         with Shown() as shown:
@@ -280,83 +282,14 @@ class QuantizeBlocks(Pass):
         layers = [unit[0].target.layer for unit in planned if unit[0].target.layer is not None]
         for layer, moment in moments(model, layers, context):
             unit = firsts[layer.node]
-            results = self._together(unit, moment.second if moment.finite and moment.count else None)
+            results = self._encoder.together(unit, moment.second if moment.finite and moment.count else None)
             pairs = list(zip(unit, results, strict=True))
             shown.show_alone([(entry.target, result.found) for entry, result in pairs if result is not None])
             for entry, result in pairs:
                 yield from ledger.take(entry, result)
 
-    def _learns(self, entry: Entry) -> bool:
-        """Say whether a weight looks at what its layer reads: it has one reader, whose inputs can be seen."""
-        repairs = self.metric == "inputs" and isinstance(entry.form, Branched | Schemed)
-        return (self.rounding in LEARNT or repairs) and entry.target.layer is not None and not entry.target.others
-
     def _in_turn(self, turn: Lock, unit: Sequence[Entry]) -> Sequence[Result | None]:
         """Return weights in their forms; large ones, whose parts run side by side, wait for each other."""
         large = any(entry.target.tensor.size >= WORTH_THREADS for entry in unit)
         with turn if large else nullcontext():
-            return self._together(unit)
-
-    def _together(self, unit: Sequence[Entry], second: Array | None = None) -> Sequence[Result | None]:
-        """Return weights that share a projection, or one alone, in their forms; None if one of them is not finite."""
-        if not isinstance(unit[0].form, Branched):
-            return [self._alone(entry, second) for entry in unit]
-        with ExitStack() as stack:
-            matrices = [stack.enter_context(entry.target.reading()) for entry in unit]
-            if not all(finite(matrix) for matrix in matrices):
-                return [None] * len(unit)
-            return self._repaired(unit, matrices, second)
-
-    def _repaired(self, unit: Sequence[Entry], matrices: Sequence[Array], second: Array | None) -> list[Result | None]:
-        """Return weights with what is beside them."""
-        assert self.branch != "none"
-        members = [
-            Member(
-                matrix,
-                entry.target.in_axis,
-                partial(self._quantized, entry),
-                None if second is None or self.rounding not in LEARNT else partial(self._compensating, entry, second),
-            )
-            for entry, matrix in zip(unit, matrices, strict=True)
-        ]
-        metric = second[0] if second is not None and self.metric == "inputs" else None
-        return [
-            Result(found, stored(entry.form, found), *errors(entry.target, matrix, found.decode(), second))
-            for entry, matrix, found in zip(
-                unit, matrices, repaired(members, self.branch, self.rank, metric), strict=True
-            )
-        ]
-
-    def _alone(self, entry: Entry, second: Array | None = None) -> Result | None:
-        """Return a weight in its form, None if it is not finite."""
-        target = entry.target
-        with target.reading() as matrix:
-            if not finite(matrix):
-                return None
-            if isinstance(entry.form, Schemed):
-                whole = entry.form.encoded(matrix, second)
-                return Result(whole, stored(entry.form, whole), *errors(target, matrix, whole.decode(), second))
-            if second is None:
-                found, lost = self._quantized(entry, matrix), nan
-            else:
-                found, lost = compensating(target, matrix, *_layout(entry), second, self.rounding)
-            return Result(found, stored(entry.form, found), relative_error(matrix, found), sqrt(lost))
-
-    def _compensating(self, entry: Entry, second: Array, matrix: Array) -> Quantized:
-        return compensating(entry.target, matrix, *_layout(entry), second, self.rounding)[0]
-
-    def _quantized(self, entry: Entry, matrix: Array) -> Quantized:
-        return quantized(matrix, *_layout(entry), self.rounding)
-
-    def _late(self, entry: Entry) -> Found:
-        """Return a weight that nobody looked at before."""
-        with entry.target.reading() as matrix:
-            if not finite(matrix):
-                raise UsageError("it holds what is no number", where=f"weight {entry.name!r}", remedy="skip it")
-            return entry.form.encoded(matrix) if isinstance(entry.form, Schemed) else self._quantized(entry, matrix)
-
-
-def _layout(entry: Entry) -> tuple[Format, Axis, int]:
-    """Return the format of a weight, the axis that its blocks run along, and their size."""
-    assert isinstance(entry.form, Form)
-    return entry.form.format, entry.form.axis, entry.form.block
+            return self._encoder.together(unit)
