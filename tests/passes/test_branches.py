@@ -8,9 +8,9 @@ import pytest
 import bevel
 from bevel.backends.onnxruntime import Session
 from bevel.ir.cost import cost
-from bevel.passes import quantize_blocks
 from bevel.passes.factoring.leading import PRODUCTS, leading_factors
 from bevel.passes.formats import block_format
+from bevel.passes.quantization import encoding
 from bevel.passes.quantization.repair import Member, repaired
 from bevel.passes.quantize_blocks import QuantizeBlocks
 from bevel.passes.rounding import leave_out_rounding
@@ -135,9 +135,9 @@ def test_siblings_share_the_first_factor():
 )
 def test_graphs_equal_what_was_found(text, spec, monkeypatch):
     found = {}
-    real = quantize_blocks.stored
+    real = encoding.stored
     monkeypatch.setattr(
-        quantize_blocks,
+        encoding,
         "stored",
         lambda form, each: found.update({form.target.name: each.decode()}) or real(form, each),
     )

@@ -15,7 +15,7 @@ from bevel.ir.cost import cost
 from bevel.passes import quantize_blocks
 from bevel.passes.fitting.layers import layers
 from bevel.passes.formats import Grid, block_format
-from bevel.passes.quantization import adaround
+from bevel.passes.quantization import adaround, encoding
 from bevel.passes.quantization.kernels import kernel
 from bevel.passes.quantization.targets import found
 from bevel.passes.quantize_blocks import QuantizeBlocks
@@ -200,8 +200,8 @@ def test_above_a_limit_weights_are_quantized_while_they_are_written(monkeypatch)
     kept, _ = quantized(text, weights, spec)
     monkeypatch.setattr(quantize_blocks, "KEPT", 0)
     reads = []
-    late = QuantizeBlocks._late
-    monkeypatch.setattr(QuantizeBlocks, "_late", lambda step, target: reads.append(target.name) or late(step, target))
+    late = encoding.Encoder.late
+    monkeypatch.setattr(encoding.Encoder, "late", lambda step, target: reads.append(target.name) or late(step, target))
     streamed, _ = quantized(text, weights, spec, verify=False)
     assert not reads
     first, second = io.BytesIO(), io.BytesIO()
@@ -268,8 +268,8 @@ def test_searched_zero_points_lose_less():
 
 def test_a_layer_learns_from_what_the_one_before_left(monkeypatch):
     seen = []
-    real = quantize_blocks.compensating
-    monkeypatch.setattr(quantize_blocks, "compensating", lambda *args: seen.append(args[5]) or real(*args))
+    real = encoding.compensating
+    monkeypatch.setattr(encoding, "compensating", lambda *args: seen.append(args[5]) or real(*args))
     x = {"x": correlated(width=48)}
     originals = graph(DENSE, WEIGHTS)
     for name in ("int8", "int2"):
