@@ -16,7 +16,7 @@ from bevel.passes.mixtures.alignment import joined, likeness, mean, order
 from bevel.passes.mixtures.description import Expert, Mixture
 from bevel.passes.mixtures.matching import Alignment, matched
 from bevel.passes.mixtures.usage import Usage
-from bevel.passes.mixtures.work import Change, carry_out, limited, to_work_on, told
+from bevel.passes.mixtures.work import Change, rewrite
 
 Array = np.ndarray[Any, Any]
 
@@ -79,12 +79,7 @@ class AverageExperts(Pass):
 
     def run(self, model: ir.Model, context: Context) -> Outcome:
         """Find the mixtures, decide what each becomes, check that, and write it."""
-        context = limited(context, self.samples)
-        found, left = to_work_on(model, context, self.name, self.only, self.skip)
-        changes = [self._change(usage, context) for usage in found]
-        carry_out(model, changes, context, self.name)
-        first = f"{len(changes)} mixtures of experts are dense layers"
-        return Outcome(notes=(first, *told(changes, context), *left))
+        return rewrite(self, model, context, self._change, "are dense layers")
 
     def _change(self, usage: Usage, context: Context) -> Change:
         mixture = usage.mixture

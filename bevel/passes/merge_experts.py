@@ -14,7 +14,7 @@ from bevel.passes.mixtures.alignment import clusters, mean, nearness_of_outputs,
 from bevel.passes.mixtures.description import Expert
 from bevel.passes.mixtures.matching import Alignment, matched
 from bevel.passes.mixtures.usage import Usage
-from bevel.passes.mixtures.work import Change, carry_out, count_of, limited, to_work_on, told
+from bevel.passes.mixtures.work import Change, count_of, rewrite
 from bevel.passes.mixtures.writing import Routing
 
 Array = np.ndarray[Any, Any]
@@ -58,12 +58,7 @@ class MergeExperts(Pass):
 
     def run(self, model: ir.Model, context: Context) -> Outcome:
         """Find the mixtures, group and merge their experts, check that, and write it."""
-        context = limited(context, self.samples)
-        found, left = to_work_on(model, context, self.name, self.only, self.skip)
-        changes = [self._change(usage, context) for usage in found]
-        carry_out(model, changes, context, self.name)
-        first = f"{len(changes)} mixtures of experts have fewer"
-        return Outcome(notes=(first, *told(changes, context), *left))
+        return rewrite(self, model, context, self._change, "have fewer")
 
     def _change(self, usage: Usage, context: Context) -> Change:
         mixture = usage.mixture

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from bevel.errors import EditRefused
 from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
 from bevel.passes.mixtures.usage import Usage
-from bevel.passes.mixtures.work import Change, carry_out, count_of, limited, to_work_on, told
+from bevel.passes.mixtures.work import Change, count_of, rewrite
 from bevel.passes.mixtures.writing import Routing
 
 Array = np.ndarray[Any, Any]
@@ -47,12 +47,7 @@ class PruneExperts(Pass):
 
     def run(self, model: ir.Model, context: Context) -> Outcome:
         """Find the mixtures, count, check what is left of them, and write it."""
-        context = limited(context, self.samples)
-        found, left = to_work_on(model, context, self.name, self.only, self.skip)
-        changes = [self._change(usage, context) for usage in found]
-        carry_out(model, changes, context, self.name)
-        first = f"{len(changes)} mixtures of experts have fewer"
-        return Outcome(notes=(first, *told(changes, context), *left))
+        return rewrite(self, model, context, self._change, "have fewer")
 
     def _change(self, usage: Usage, context: Context) -> Change:
         mixture = usage.mixture

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
 from bevel.errors import EditRefused, PromiseBroken
 from bevel.ir.names import Names
-from bevel.passes.base import REASSOCIATION_RTOL, Context
-from bevel.passes.mixtures.description import Expert, Mixture, Refused, hidden
+from bevel.passes.base import REASSOCIATION_RTOL, Context, Outcome
+from bevel.passes.mixtures.description import Expert, Mixture, hidden
 from bevel.passes.mixtures.recognition import mixtures
 from bevel.passes.mixtures.usage import Usage, usages
 from bevel.passes.mixtures.writing import Routing, dense, finish, mixed, require
@@ -67,13 +67,37 @@ class Change:
         return float(np.linalg.norm(found - wanted) / max(float(np.linalg.norm(wanted)), 1e-30))
 
 
-def to_work_on(
+class Step(Protocol):
+    """A pass on mixtures: its name, which mixtures it takes, and over how many inputs it gathers statistics."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102 - said above
+    @property
+    def samples(self) -> int: ...  # noqa: D102
+    @property
+    def only(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def skip(self) -> tuple[str, ...]: ...  # noqa: D102
+
+
+def rewrite(
+    step: Step, model: ir.Model, context: Context, decide: Callable[[Usage, Context], Change], became: str
+) -> Outcome:
+    """Find the mixtures, decide what each becomes, check that, and write it; `became` is for the report."""
+    context = replace(context, samples=step.samples)
+    found, left = _to_work_on(model, context, step.name, step.only, step.skip)
+    changes = [decide(usage, context) for usage in found]
+    _carry_out(model, changes, context, step.name)
+    return Outcome(notes=(f"{len(changes)} mixtures of experts {became}", *_told(changes, context), *left))
+
+
+def _to_work_on(
     model: ir.Model, context: Context, name: str, only: Sequence[str], skip: Sequence[str]
 ) -> tuple[list[Usage], list[str]]:
     """Return the mixtures of a model that are asked for, with what they read, and why others are left alone."""
     require(model)
     found, refused = mixtures(model, context)
-    left = [f"left alone: {each}" for each in _telling(refused)]
+    left = [f"left alone: {each}" for each in refused[:MOST_NAMED]]
     wanted = [each for each in found if asked({each.name, each.output.name or ""}, only, skip)]
     if not wanted:
         told = [f"not asked for: {each.name}" for each in found]
@@ -85,11 +109,7 @@ def to_work_on(
     return usages(model, wanted, context), left
 
 
-def _telling(refused: Sequence[Refused]) -> Sequence[Refused]:
-    return refused[:MOST_NAMED]
-
-
-def carry_out(model: ir.Model, changes: Sequence[Change], context: Context, name: str) -> None:
+def _carry_out(model: ir.Model, changes: Sequence[Change], context: Context, name: str) -> None:
     """Check each change on a part of the model, then write all; raises `PromiseBroken` before the first write."""
     for change in changes:
         _check(model, change, context, name)
@@ -145,7 +165,7 @@ def _shaped(rows: Array, value: ir.Value) -> Array:
     return rows.reshape(*(1,) * (rank - 2), *rows.shape)
 
 
-def told(changes: Sequence[Change], context: Context) -> Iterator[str]:
+def _told(changes: Sequence[Change], context: Context) -> Iterator[str]:
     """Say what became of each mixture, how far it is from what it was, and how many parameters it has."""
     before = sum(expert.numbers for change in changes for expert in change.mixture.experts)
     after = sum(expert.numbers for change in changes for expert in change.experts)
@@ -155,11 +175,6 @@ def told(changes: Sequence[Change], context: Context) -> Iterator[str]:
     for change, error in list(zip(changes, errors, strict=True))[:MOST_NAMED]:
         far = "the same function" if error <= REASSOCIATION_RTOL else f"relative error {error:.3g}"
         yield f"{change.mixture.name}: {change.said}; {far}"
-
-
-def limited(context: Context, samples: int) -> Context:
-    """Return a context in which statistics are made of so many inputs."""
-    return replace(context, samples=samples)
 
 
 def count_of(there: int, ratio: float, asked_for: int | None) -> int:
