@@ -201,3 +201,10 @@ def test_heads_that_mix_are_caught(monkeypatch) -> None:
 def test_pairs_without_their_angles_are_caught(monkeypatch) -> None:
     monkeypatch.setattr(fused_attention, "_turning_width", lambda site, size: fresh(size))
     assert claims_fail(TURNED)
+
+
+def test_outputs_that_are_left_out_are_no_place() -> None:
+    """The caches, which are of different widths, have the same empty name."""
+    text = STANDARD.text.replace("o = Attention", "o, , , s = Attention")
+    between = replace(STANDARD, text=text, outputs=("y", "s"))
+    assert not check_motions(loaded(between), between.feed, interface=False).disagreements
