@@ -141,11 +141,8 @@ class ConvertMoe(Pass):
         names = Names(model)
         for (found, trial), emit in reversed([*zip(trials, emits, strict=True)]):
             self._write(found, trial, emit, names)  # what an earlier layer gives may be what a later one reads
+            _know_shapes(model)  # before conditions of an earlier layer put what follows them in doubt
         remove_dead(model)
-        hints = take_declared(model)
-        infer_shapes(model)
-        forget_contents(model)
-        apply_hints(hints)
         mixed = [(found, trial) for found, trial in trials if not self._static(trial)]
         return Outcome(notes=(*account(trials, mixed, self.experts, self.control), *told, *races, *left))
 
@@ -239,6 +236,14 @@ class ConvertMoe(Pass):
 
     def _static(self, trial: Trial) -> bool:
         return self.control == "use" and trial.static_wins
+
+
+def _know_shapes(model: ir.Model) -> None:
+    """Infer the shapes of what was written; those known already stay."""
+    hints = take_declared(model)
+    infer_shapes(model)
+    forget_contents(model)
+    apply_hints(hints)
 
 
 def _looking_alike(refused: Sequence[Refused]) -> list[Refused]:

@@ -113,6 +113,20 @@ def test_experts_of_integers_are_found_as_what_they_were():
     assert (found.form, found.active, found.gating) == ("QMoE", 2, Gating("one"))
 
 
+def test_layers_after_each_other_are_found_whose_experts_have_as_many_entries_as_channels():
+    """Rows, channels and entries are told apart though they are as many, and what stands behind conditions is known."""
+    layer = "{1} = MatMul ({0}, up{2}) {1}r = Relu ({1}) {1}d = MatMul ({1}r, down{2}) {3} = Add ({0}, {1}d)"
+    body = layer.format("x", "h", 0, "z") + " " + layer.format("z", "g", 1, "y")
+    model = graph(
+        f"m (float[b, n, 8] x) => (float[b, n, 8] y) {{ {body} }}",
+        {f"{name}{place}": shape for place in (0, 1) for name, shape in (("up", (8, 32)), ("down", (32, 8)))},
+    )
+    inputs = [{"x": np.random.default_rng(0).standard_normal((2, 16, 8)).astype(np.float32)}]
+    bevel.optimize(model, "convert-moe{experts=4 active=2 shared=0 refit=false}", calibration=inputs)
+    found, _ = mixtures(model, context(inputs))
+    assert [(each.active, len(each.experts), each.experts[0].size) for each in found] == [(2, 4, 8)] * 2
+
+
 @pytest.mark.parametrize(
     ("old", "new", "why"),
     [

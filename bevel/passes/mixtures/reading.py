@@ -101,14 +101,19 @@ def form(model: ir.Model, chain: Chain, given: Layout, width: int, weights: Weig
 
 def _triples(width: int, weights: Weights) -> Array:
     """Return rows, other rows, and the means of both, of a number that is no size of any weight."""
-    sizes = {size for array in weights.values() for size in array.shape} | {width}
+    sizes = _sizes(width, weights)
     pairs = next(count for count in range(PAIRS, PAIRS + len(sizes) + 1) if 3 * count not in sizes)
     rows = np.random.default_rng(0).standard_normal((2 * pairs, width))
     return np.concatenate([rows, (rows[:pairs] + rows[pairs:]) / 2]).astype(np.float32)
 
 
+def _sizes(width: int, weights: Weights) -> set[int]:
+    """Return what is long in a weight: so many rows could not be told from its channels or entries."""
+    return {size for array in weights.values() for size in array.shape} | {width}
+
+
 def _as_rows(array: Array, like: Layout, count: int) -> Array:
-    if array.ndim > like.rows and array.shape[like.rows] == count:
+    if array.ndim == like.rank and array.shape[like.rows] == count:
         return np.moveaxis(array, like.rows, 0).reshape(count, -1)
     return Layout.of(array, count).rows_of(array)
 
@@ -198,11 +203,13 @@ def _affine(
     runs: Runs, source: ir.Model, given: ir.Value, layout: Layout, width: int, weights: Weights
 ) -> list[tuple[Array, Array]]:
     """Return the weights `[channels, entries]` and constants of what is linear, each output of a model."""
-    inputs = [given, *weights]
+    inputs, sizes = [given, *weights], _sizes(width, weights)
 
     def run(rows: Array) -> list[Array]:
-        found = answers(runs, source, inputs, [layout.place(rows), *weights.values()])
-        return [_as_rows(array, layout, len(rows)) for array in found]
+        count = next(number for number in range(len(rows), len(rows) + len(sizes) + 1) if number not in sizes)
+        padded = np.pad(rows, ((0, count - len(rows)), (0, 0)))
+        found = answers(runs, source, inputs, [layout.place(padded), *weights.values()])
+        return [_as_rows(array, layout, count)[: len(rows)] for array in found]
 
     constants = [array[0] for array in run(np.zeros((2, width), np.float32))]
     parts: list[list[Array]] = [[] for _ in constants]
