@@ -91,16 +91,36 @@ def resolve(axis: Axis) -> Axis:
 
 
 def _follow(dim: Dim) -> Axis:
-    """Return what a refined dimension stands for; the whole chain that leads there is shortened, without recursion."""
-    chain: list[Dim] = []
-    axis: Axis = dim
-    while isinstance(axis, Dim) and axis.bound is not None:
-        chain.append(axis)
-        axis = axis.bound
-    axis = resolve(axis)
-    for link in chain:
-        link.bound = axis
-    return axis
+    """Return what a refined dimension stands for, which it is bound to from then on; without recursion.
+
+    Channels that are split again and again stand for sums within sums, hundreds deep.
+    """
+    stack = [dim]
+    while stack:
+        bound = stack[-1].bound
+        assert bound is not None
+        if waiting := list(_open_within(bound)):
+            stack.extend(waiting)
+        else:
+            stack.pop().bound = resolve(bound)
+    assert dim.bound is not None
+    return dim.bound
+
+
+def _open_within(axis: Axis) -> Iterator[Dim]:
+    """Yield the dimensions of an axis that are refined to something that is not in normal form."""
+    parts: list[Axis] = [axis]
+    while parts:
+        part = parts.pop()
+        if not isinstance(part, Dim):
+            if not _settled(part):
+                parts.extend(part.factors if isinstance(part, Product) else part.terms)
+        elif part.bound is not None and not _in_normal_form(part.bound):
+            yield part
+
+
+def _in_normal_form(axis: Axis) -> bool:
+    return axis.bound is None if isinstance(axis, Dim) else _settled(axis)
 
 
 def _settled(axis: Product | Sum) -> bool:

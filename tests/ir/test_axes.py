@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bevel.ir.axes import ONE, Axis, Dim, Solver, _settled, atoms, fresh, product, resolve, total
+from bevel.ir.axes import ONE, Axis, Dim, Solver, Sum, _settled, atoms, fresh, product, resolve, total
 from bevel.ir.edit import entries, indicator
 from bevel.ir.sizes import FIRST_SYMBOL, Symbols, is_symbolic
 
@@ -229,3 +229,18 @@ def test_axes_come_out_in_normal_form(pairs, other):
         for axis in (left, right, product(left, other), product(other, right), total(left, other)):
             found = resolve(axis)
             assert isinstance(found, Dim) or _settled(found)
+
+
+def test_what_is_split_again_and_again_is_followed_without_recursion():
+    """Each part is split into a smaller one and its last entry, and that one again: deeper than Python's stack."""
+    first = rest = Dim(1000)
+    for size in range(999, 400, -1):
+        part = Dim(size)
+        rest.bound = Sum((part, ONE))
+        rest = part
+    assert resolve(first).terms == (rest, *[ONE] * 599)
+    chain = last = Dim(3)
+    for _ in range(2000):
+        last.bound = Dim(3)
+        last = last.bound
+    assert resolve(product(Dim(2), chain)).factors[1] is last
