@@ -3,7 +3,8 @@
 To the analysis the channels of a head are one dimension, which all heads share, so that a motion along it gives all of
 them the same factors. Where nodes keep heads apart (`bevel.ir.within`), and a motion of the heads multiplies the very
 tensors that one of the channels does, to the same powers, each entry of heads x channels can have a factor of its own:
-every product in the graph meets both indices at once, and the powers cancel for both.
+every product in the graph meets both indices at once, and the powers cancel for both. A convolution in groups has them
+on two axes of its weight, and is left to motions that all groups share.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def joint(analysis: Analysis, group: Group, motion: Motion) -> Joint | None:
     for other in () if heads is None else heads.motions(Freedom.SCALE):
         beside = {each: found for each in motion.exponents if (found := _beside(analysis, each, other)) is not None}
         same = all(other.exponents[head] == motion.exponents[each] for each, head in beside.items())
-        if same and len(beside) == len(motion.exponents) and set(beside.values()) == set(other.exponents):
+        one_axis = all(beside[each].axis == each.axis for each in motion.initializers if each in beside)
+        if same and one_axis and len(beside) == len(motion.exponents) and set(beside.values()) == set(other.exponents):
             assert heads is not None
             return Joint(group, motion, heads, beside)
     return None
@@ -74,7 +76,6 @@ def entries_within(analysis: Analysis, found: Joint, place: Occurrence) -> np.nd
     """Return which of heads x channels each place along an axis is; -1 for what is neither."""
     axis = (analysis.axes(place.value) or ())[place.axis]
     head = found.beside[place]
-    assert head.axis == place.axis, "both stand on one axis of whatever is written or read by layers"
     channels = entries(axis, place, found.group.size)
     heads = entries(axis, head, found.heads.size)
     return np.where((channels >= 0) & (heads >= 0), heads * found.group.size + channels, -1)

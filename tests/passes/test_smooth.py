@@ -265,3 +265,19 @@ def test_columns_are_those_of_input_channels():
             else:
                 per = array.reshape(layer.groups, -1, *array.shape[1:]).max((1, *range(3, array.ndim + 1)))
                 assert np.allclose(columns(layer), per.ravel())
+
+
+def test_channels_of_a_convolution_in_groups_are_scaled_alike_in_all_groups():
+    """Groups and their channels are on two axes of its weight, which no factors of each group's own can multiply."""
+    text = (
+        "m (float[n, 3, 6, 6] x) => (float[n, 4, 6, 6] y) { h = Conv <kernel_shape = [1, 1]> (x, a, b) r = Relu (h)"
+        " g = Conv <group = 2, kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (r, w, c) s = Relu (g)"
+        " y = Conv <kernel_shape = [1, 1]> (s, v) }"
+    )
+    model = graph(text, {"a": (8, 3, 1, 1), "b": (8,), "w": (8, 4, 3, 3), "c": (8,), "v": (4, 8, 1, 1)})
+    before = model.graph.initializers["w"].const_value.numpy().copy()
+    optimize(model, Smooth())
+    changed = model.graph.initializers["w"].const_value.numpy() / before
+    shares = changed[:, :, :1, :1] / changed[:, :1, :1, :1]
+    np.testing.assert_allclose(shares, np.broadcast_to(shares[:1], shares.shape), rtol=1e-5)
+    assert np.ptp(shares) > 0.01
