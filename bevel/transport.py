@@ -161,9 +161,7 @@ def _powers(claims: Sequence[Claim], kind: Freedom, random: np.random.Generator)
         matrix = _matrix(kind, dim.size, random, keeps_mean=motion.keeps_mean)
         inverse = np.linalg.inv(matrix).T
         for (value, axis, path), power in motion.exponents.items():
-            if not value.name:  # an output that the node leaves out
-                continue
-            placed = found.setdefault(value.name, {}).setdefault(axis, {})
+            placed = found.setdefault(value.name or "", {}).setdefault(axis, {})
             factor = np.linalg.matrix_power(matrix if power > 0 else inverse, abs(power))
             placed[path] = factor @ placed[path] if path in placed else factor
     return found

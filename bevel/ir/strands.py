@@ -77,7 +77,8 @@ class _Reading:
         for index, occurrence, dim, tag in tagged:
             self._strand_of(dim, resolve(tag)).inputs.setdefault(index, []).append(occurrence)
         for index, output in enumerate(self.node.outputs):
-            self._read_output(index, output)
+            if output.name != "":  # what a node leaves out is no place, and has the name of all that is left out
+                self._read_output(index, output)
         self._fix_marked()
         for summation in self.facts.sums:
             for root in atoms(summation.axis):

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 
-from bevel.errors import BevelError, EditRefused, PromiseBroken
+from bevel.errors import EditRefused, PromiseBroken, UnsupportedModel
 from bevel.ir.canonical.dead import remove_dead
 from bevel.ir.feed_forward import feed_forwards
 from bevel.ir.groups import analyse
@@ -161,7 +161,7 @@ def _right(found: Evidence, mixture: Mixture, tolerance: float, integers: Intege
         try:
             emit = emission.prepare(found, found.down, integers)
             largest, relative = distance(found, mixture, emit)
-        except BevelError:  # it is no candidate
+        except (EditRefused, UnsupportedModel):  # it is no candidate
             continue
         if largest <= emission.limit(integers.bits) and (emission.exact or relative <= tolerance):
             yield name, emit

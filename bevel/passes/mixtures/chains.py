@@ -38,24 +38,8 @@ def is_float(value: ir.Value) -> bool:
     return value.dtype in FLOATS
 
 
-def chains(
-    inside: Sequence[ir.Node],
-    given: ir.Value,
-    logits: ir.Value,
-    choice: ir.Node,
-    experts: int,
-    summing: Container[ir.Node],
-    fixed: Callable[[ir.Value], bool],
-) -> list[Chain]:
-    """Return the layers of experts among nodes that lie between `given`, the logits and where their outputs meet.
-
-    Raises `Unlike` where products follow each other in another way than those of experts with two layers each.
-    """
-    return _Chains(inside, given, logits, choice, experts, summing, fixed).found()
-
-
-class _Chains:
-    """Nodes of a region, and which values depend on what."""
+class Chains:
+    """The layers of experts among nodes that lie between `given`, the logits and where their outputs meet."""
 
     def __init__(
         self,
@@ -78,7 +62,10 @@ class _Chains:
         self.reads: dict[ir.Node, ir.Value] = {}  # what a product reads of the rows
 
     def found(self) -> list[Chain]:
-        """Return the chains, in the order of their last products."""
+        """Return the chains, in the order of their last products.
+
+        Raises `Unlike` where products follow each other in another way than those of experts with two layers each.
+        """
         for node in self.inside:
             known = frozenset[ir.Node]().union(*(self.above.get(value, ()) for value in node.inputs if value))
             data = self._data(node)

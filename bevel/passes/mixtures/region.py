@@ -21,7 +21,7 @@ from bevel.ir.canonical.dead import clear
 from bevel.ir.groups import analyse
 from bevel.ir.names import Names
 from bevel.passes.fitting.layers import GEMM, MATMUL
-from bevel.passes.mixtures.chains import Chain, Unlike, chains, is_float
+from bevel.passes.mixtures.chains import Chain, Chains, Unlike, is_float
 from bevel.passes.mixtures.fused import is_mixture
 
 # Places where all that a choice leads to meets: gates, the sum over experts, and that in other shapes.
@@ -200,7 +200,7 @@ class Look:
         operators = [node for node in inside if is_mixture(node)]
         if len(operators) == 1:
             return Region(choice, given, logits, output, others, (), experts, operators[0])
-        found = chains(inside, given, logits, choice, experts, self._summing, self.fixed)
+        found = Chains(inside, given, logits, choice, experts, self._summing, self.fixed).found()
         if not found:
             return None
         return Region(choice, given, logits, output, others, tuple(found), experts)
