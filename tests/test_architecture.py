@@ -21,7 +21,13 @@ ALLOWED = {
     "bevel.frontends": {"bevel.errors", "bevel.ir", "bevel.frontends", "bevel.registry"},
     "bevel.backends": {"bevel.errors", "bevel.ir", "bevel.backends", "bevel.registry", "bevel.writing"},
     "bevel.passes": {"bevel.errors", "bevel.ir", "bevel.limit", "bevel.passes", "bevel.registry"},
-    "bevel.passes.verify": {"bevel.errors", "bevel.passes.base", "bevel.passes.rounding", "bevel.backends"},
+    "bevel.passes.verify": {
+        "bevel.errors",
+        "bevel.passes.base",
+        "bevel.passes.deviation",
+        "bevel.passes.rounding",
+        "bevel.backends",
+    },
     "bevel.passes.execution": {"bevel.backends"},
     "bevel.passes.pipeline": {"bevel.errors", "bevel.ir", "bevel.passes", "bevel.backends", "bevel.report"},
 }
