@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from statistics import median
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -131,13 +131,20 @@ class Session:
         return str(path)
 
 
-def latency(session: Session, feed: Mapping[str, Any], *, runs: int = 30) -> float:
+class Runnable(Protocol):
+    """What can be run on a feed."""
+
+    def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
+        """Return every output by name."""
+
+
+def latency(session: Runnable, feed: Mapping[str, Any], *, runs: int = 30) -> float:
     """Return the median time of one run in milliseconds."""
     return latencies([session], feed, runs=runs)[0]
 
 
 def latencies(
-    sessions: Sequence[Session], feed: Mapping[str, Any], *, runs: int = 30, seconds: float = 2.0
+    sessions: Sequence[Runnable], feed: Mapping[str, Any], *, runs: int = 30, seconds: float = 2.0
 ) -> tuple[float, ...]:
     """Return the median time of one run of each session in milliseconds.
 
@@ -154,7 +161,7 @@ def latencies(
     return tuple(median(times) * 1000 for times in zip(*rounds, strict=True))
 
 
-def _seconds(session: Session, feed: Mapping[str, Any]) -> float:
+def _seconds(session: Runnable, feed: Mapping[str, Any]) -> float:
     before = time.perf_counter()
     session.run(feed)
     return time.perf_counter() - before

@@ -15,10 +15,12 @@ from types import TracebackType
 
 import onnx_ir as ir
 
+from bevel.backends.coded import Decoded
 from bevel.backends.onnxruntime import IN_MEMORY_BYTES, Level, Session, latencies, latency
 from bevel.errors import BevelError, PassFailed, PromiseBroken
+from bevel.ir.coded import is_wide, narrow
 from bevel.ir.cost import cost
-from bevel.passes.base import Context, Lossy, Outcome, Pass, Progress, silent
+from bevel.passes.base import Context, Exact, Lossy, Outcome, Pass, Progress, silent
 from bevel.passes.calibration import Calibration, Feed, Source
 from bevel.passes.execution import Execution
 from bevel.passes.recipe import Pipeline, as_pipeline, from_recipe, parse
@@ -72,7 +74,7 @@ def optimize(
     Raises `PromiseBroken`, `PassFailed` (a pass raised), or another `BevelError` (it refused, or nothing can be run).
     """
     run = _Run(model, as_pipeline(pipeline), calibration, verify, seed, max_error, hooks or Hooks())
-    result = run.all_passes()
+    result = run.narrowed(run.all_passes())
     report = run.report(result, run.deployment(result) if measure_latency else Deployment())
     if not dry_run:
         adopt(model, result)
@@ -130,6 +132,20 @@ class _Run:
         self.hooks.progress("done", len(self.pipeline), len(self.pipeline))
         return current
 
+    def narrowed(self, wide: ir.Model) -> ir.Model:
+        """Return the model with codes at its interface, where a pass asks for that: it must answer the same."""
+        if not is_wide(wide):
+            return wide
+        result, start = wide.clone(), time.perf_counter()
+        narrow(result)
+        between, verdict = time.perf_counter(), None
+        if self.latest is not None:
+            verdict = compare(self.latest, _observed(result, self.calibration), Exact())
+            verdict.demand(INTERFACE, KEEP_REMEDY)
+        seconds = between - start, time.perf_counter() - between
+        self.steps.append(Step(INTERFACE, str(Exact()), verdict, cost(result), *seconds))
+        return result
+
     def report(self, result: ir.Model, deployment: Deployment) -> Report:
         """Sum the run up."""
         error = compare(self.first, self.latest, Lossy()).error if self.first and self.latest else math.nan
@@ -150,13 +166,15 @@ class _Run:
         if max(cost(self.original).bytes, cost(result).bytes) > IN_MEMORY_BYTES:
             with Session(self.original) as before:
                 latency_before = latency(before, feed)
-            with Session(result) as after:
-                return Deployment(latency_before, latency(after, feed), self._drift(after, feed))
-        with Session(self.original) as before, Session(result) as after:
-            latency_before, latency_after = latencies((before, after), feed)
+            with Session(result) as session:
+                after = Decoded(session, result)
+                return Deployment(latency_before, latency(after.fed(feed), feed), self._drift(after, feed))
+        with Session(self.original) as before, Session(result) as session:
+            after = Decoded(session, result)
+            latency_before, latency_after = latencies((before, after.fed(feed)), feed)
             return Deployment(latency_before, latency_after, self._drift(after, feed))
 
-    def _drift(self, session: Session, feed: Feed) -> float:
+    def _drift(self, session: Decoded, feed: Feed) -> float:
         """Return how far a deployed model's answer is from the one of its nodes run one by one."""
         if self.latest is None:
             return math.nan
@@ -226,6 +244,8 @@ def _remedy(outcome: Outcome) -> str:
     return f"worst: {', '.join(outcome.worst)}; {KEEP_REMEDY}" if outcome.worst else KEEP_REMEDY
 
 
+INTERFACE = "(caches as codes)"
+"""What a report calls the step that takes the codes of caches to the interface, after the last pass."""
 KEEP_REMEDY = "the result was thrown away; --keep-failed FOLDER saves what is needed to see it again"
 
 
@@ -260,7 +280,7 @@ def calibration_of(source: Source | Calibration | None, model: ir.Model, seed: i
 
 def _observed(model: ir.Model, feeds: Calibration) -> Observation:
     with Session(model, level=Level.AS_WRITTEN) as session:
-        return observe(session, islice(feeds, VERIFIED_FEEDS))
+        return observe(Decoded(session, model), islice(feeds, VERIFIED_FEEDS))
 
 
 def _same_interface(step: Pass, given: ir.Model, result: ir.Model) -> None:

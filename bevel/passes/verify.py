@@ -7,9 +7,10 @@ from typing import Any
 
 import onnx_ir as ir
 
+from bevel.backends.coded import Decoded
 from bevel.backends.onnxruntime import Level, Session
 from bevel.errors import CalibrationError, PromiseBroken, UnsupportedModel
-from bevel.passes.base import Exact, Lossy, Masked, Preserving, Promise
+from bevel.passes.base import Exact, Lossy, Masked, Preserving, Promise, Runs
 from bevel.passes.deviation import Deviation, deviate, identical, incomparable
 from bevel.passes.rounding import leave_out_rounding, unit
 
@@ -152,13 +153,14 @@ class Verdict:
 def verify(reference: ir.Model, result: ir.Model, feeds: Iterable[Mapping[str, Any]], promise: Promise) -> Verdict:
     """Run both models on `feeds` in ONNX Runtime and compare their outputs as `promise` asks.
 
-    `feeds` is read once per model. Raises `UnsupportedModel` if a model does not run, or if the reference does not
-    answer the same twice (random operators), and `CalibrationError` if there are no feeds.
+    `feeds` is read once per model. Caches that are codes are given codes of what feeds have in floats, and decoded.
+    Raises `UnsupportedModel` if a model does not run, or if the reference does not answer the same twice (random
+    operators), and `CalibrationError` if there are no feeds.
     """
     with Session(reference, level=Level.AS_WRITTEN) as session:
-        expected = observe(session, feeds, repeat=True)
+        expected = observe(Decoded(session, reference), feeds, repeat=True)
     with Session(result, level=Level.AS_WRITTEN) as session:
-        verdict = compare(expected, observe(session, feeds), promise, epsilon=unit(reference))
+        verdict = compare(expected, observe(Decoded(session, result), feeds), promise, epsilon=unit(reference))
     return apart_from_rounding(verdict, expected, reference, result, feeds)
 
 
@@ -186,7 +188,7 @@ def apart_from_rounding(
     return replace(verdict, unrounded=Unrounded(count, {found.output: found for found in outputs}, noise))
 
 
-def observe(session: Session, feeds: Iterable[Mapping[str, Any]], *, repeat: bool = False) -> Observation:
+def observe(session: Runs, feeds: Iterable[Mapping[str, Any]], *, repeat: bool = False) -> Observation:
     """Run a model on every feed. With `repeat`, run the first one twice, to see whether its answers are stable."""
     answers: list[Mapping[str, Any]] = []
     stable = True

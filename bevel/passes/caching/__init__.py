@@ -1,0 +1,1 @@
+"""Caches of keys and values as codes: their scales, and what is written for them."""
