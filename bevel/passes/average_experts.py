@@ -85,7 +85,7 @@ class AverageExperts(Pass):
         mixture = usage.mixture
         alike = _alike(mixture.experts)
         if self._joins(mixture, alike):
-            expert = joined(mixture.experts).scaled(_gain(mixture))
+            expert = _with_shared(joined(mixture.experts).scaled(_gain(mixture)), mixture)
             return Change(usage, (expert,), None, f"{len(mixture.experts)} parts joined, {expert.size} entries")
         shares = self._counted(usage)
         by = "none" if self.align == "auto" and alike >= ALIKE else self.align
@@ -94,13 +94,15 @@ class AverageExperts(Pass):
         said = f"mean of {len(ordered)} experts, alike by {_alike(ordered):.2f}"
         if by != "none":
             said += f" (by {alike:.2f} before they were put in order)"
-        return Change(usage, (mean(ordered, shares).scaled(usage.total),), None, said)
+        expert = _with_shared(mean(ordered, shares).scaled(usage.total), mixture)
+        return Change(usage, (expert,), None, said)
 
     def _joins(self, mixture: Mixture, alike: float) -> bool:
         """Say whether experts are parts to be joined; raises `EditRefused` for what makes no sense."""
         where = f"{self.name}: {mixture.name}"
         total = mixture.gating.total(mixture.active)
-        summed = total is not None and (total > ONE or (mixture.gating.kind == "one" and mixture.active > 1))
+        sums = mixture.gating.kind in ("one", "counted") and mixture.active > 1
+        summed = sums or (total is not None and total > ONE)
         if not summed and mixture.gating.kind != "one":
             if self.how == "join":
                 raise EditRefused(
@@ -155,6 +157,11 @@ class AverageExperts(Pass):
         return np.asarray(numbers / numbers.sum())
 
 
+def _with_shared(expert: Expert, mixture: Mixture) -> Expert:
+    """Return a layer with the entries of the shared expert, too, which every row takes."""
+    return expert if mixture.shared is None else joined([expert, mixture.shared])
+
+
 def _alike(experts: Sequence[Expert]) -> float:
     """Return how alike those two experts are that are least alike, entry by entry."""
     return min((likeness(*pair) for pair in combinations(experts, 2)), default=1.0)
@@ -165,6 +172,6 @@ def _gain(mixture: Mixture) -> float:
 
     Where rows take some, they count 1 each, or parts by taken (FactorLLM): the layer they came of has them at 1.
     """
-    each = (mixture.gating.total(mixture.active) or 0.0) / mixture.active
+    each = mixture.gating.each(mixture.active)
     some = mixture.active < len(mixture.experts)
     return 1.0 if some and np.isclose(each, len(mixture.experts) / mixture.active) else each

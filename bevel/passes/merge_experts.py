@@ -11,11 +11,11 @@ import onnx_ir as ir
 from bevel.errors import UsageError
 from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
 from bevel.passes.mixtures.alignment import clusters, mean, nearness_of_outputs, nearness_of_weights
+from bevel.passes.mixtures.choosing import Routing
 from bevel.passes.mixtures.description import Expert
 from bevel.passes.mixtures.matching import Alignment, matched
 from bevel.passes.mixtures.usage import Usage
 from bevel.passes.mixtures.work import Change, count_of, rewrite
-from bevel.passes.mixtures.writing import Routing
 
 Array = np.ndarray[Any, Any]
 

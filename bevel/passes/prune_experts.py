@@ -10,9 +10,9 @@ import onnx_ir as ir
 
 from bevel.errors import EditRefused
 from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
+from bevel.passes.mixtures.choosing import Routing
 from bevel.passes.mixtures.usage import Usage
 from bevel.passes.mixtures.work import Change, count_of, rewrite
-from bevel.passes.mixtures.writing import Routing
 
 Array = np.ndarray[Any, Any]
 

@@ -19,7 +19,8 @@ class Unlike(Exception):
 class Chain:
     """The layers of one expert, or of all stacked: from `given`, what the first products read, to what the last gives.
 
-    `read` is what the last product reads, `hidden` the same before gates, where those are multiplied in here already.
+    `read` is what the last product reads, `hidden` the same before gates, where those are multiplied in here already:
+    by `gate`.
     `tails` are its output and what constants make of that, one after the other; `weights` are values that differ from
     expert to expert: taken from a stack, or stacks themselves. `nodes` lead to `hidden`, `after` to the last tail.
     """
@@ -31,6 +32,7 @@ class Chain:
     nodes: tuple[ir.Node, ...]
     after: tuple[ir.Node, ...]
     weights: tuple[ir.Value, ...]
+    gate: ir.Value | None = None
 
 
 def is_float(value: ir.Value) -> bool:
@@ -103,7 +105,7 @@ class Chains:
     def _chain(self, last: ir.Node, firsts: Sequence[ir.Node]) -> Chain:
         given = self._common([self.reads[node] for node in firsts])
         tails = list(self._tails(last))
-        hidden = self._before_gates(self.reads[last])
+        hidden, gate = self._before_gates(self.reads[last])
         nodes, after = self._between(given, hidden), self._between(self.reads[last], tails[-1])
         read = dict.fromkeys(value for node in (*nodes, *after) for value in node.inputs if value is not None)
         read.pop(self.reads[last], None)
@@ -112,29 +114,27 @@ class Chains:
             raise Unlike(f"{mixed.name!r}, which comes of the choice, is read between the layers of an expert")
         weights = [value for value in read if self._from_stack(value)]
         if not weights and len(self.reads) == len(firsts) + 1 and self.experts > 1:
-            weights = [value for value in read if self._is_stack(value)]
-        return Chain(given, hidden, self.reads[last], tuple(tails), tuple(nodes), tuple(after), tuple(weights))
+            deep = [value for value in read if self.fixed(value) and is_float(value) and len(value.shape or ()) > 2]
+            weights = deep if all(map(self._is_stack, deep)) else []
+        return Chain(given, hidden, self.reads[last], tuple(tails), tuple(nodes), tuple(after), tuple(weights), gate)
 
-    def _before_gates(self, value: ir.Value) -> ir.Value:
-        """Return what the last product reads before it is multiplied by something that comes of the choice."""
+    def _before_gates(self, value: ir.Value) -> tuple[ir.Value, ir.Value | None]:
+        """Return what the last product reads, without what comes of the choice and is multiplied in, and that."""
         node = value.producer()
         given = [] if node is None else [each for each in node.inputs if each is not None]
         rows = [each for each in given if each in self.rows]
         gates = [each for each in given if each not in self.rows and self._is_gate(each)]
-        return rows[0] if len(rows) == len(gates) == 1 and len(given) == 2 else value
+        return (rows[0], gates[0]) if len(rows) == len(gates) == 1 and len(given) == 2 else (value, None)
 
     def _is_gate(self, value: ir.Value) -> bool:
         """Say whether a value comes of the choice or the logits, and not of a stack of what experts have."""
         return is_float(value) and (value in self.weighed or (value in self.routed and not self._from_stack(value)))
 
     def _is_stack(self, value: ir.Value) -> bool:
-        shape = value.shape
-        return (
-            self.fixed(value) and is_float(value) and shape is not None and len(shape) > 2 and shape[0] == self.experts
-        )
+        return value.shape is not None and value.shape[0] == self.experts
 
     def _from_stack(self, value: ir.Value) -> bool:
-        """Say whether a value that the choice decides is taken from a stack of what experts have."""
+        """Say whether a value that the choice decides is taken from a stack of what experts have, and not summed."""
         if value not in self.routed or not is_float(value):
             return False
         pending, seen = [value], {value}
@@ -144,7 +144,7 @@ class Chains:
             if is_float(each) and each.is_initializer() and len(sizes) > 1 and self.experts in sizes:
                 return True
             node = each.producer()
-            given = () if node is None else [one for one in node.inputs if one is not None and one not in seen]
+            given = () if node is None or node in self.summing else [one for one in node.inputs if one is not None and one not in seen]
             seen.update(given)
             pending.extend(one for one in given if one in self.routed or self.fixed(one))
         return False

@@ -14,11 +14,14 @@ import onnx_ir as ir
 from scipy.special import expit, softmax
 
 from bevel.passes.base import Runtime
+from bevel.passes.mixtures.rows import LAST
 
 Array = np.ndarray[Any, Any]
-Kind: TypeAlias = Literal["one", "chosen", "softmax", "sigmoid", "sigmoid-share"]
+Kind: TypeAlias = Literal["one", "chosen", "counted", "softmax", "sigmoid", "sigmoid-share"]
 
 KINDS: Final[tuple[Kind, ...]] = ("one", "chosen", "softmax", "sigmoid", "sigmoid-share")
+# Of these, those that say something where rows take different numbers of experts; counted is chosen elsewhere.
+COUNTED_KINDS: Final[tuple[Kind, ...]] = ("one", "chosen", "counted", "softmax")
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,17 +73,20 @@ class Gating:
 
     one            always the same
     chosen         the softmax over the logits of those that are taken
+    counted        the same, times how many are taken
     softmax        the softmax over all logits
     sigmoid        the sigmoid of its logit
     sigmoid-share  the same, divided by the sum over those that are taken
 
     All times `scale`. Where experts were merged, `groups` says for each logit which of them it is for; one that several
-    logits are for counts the sum.
+    logits are for counts the sum. With a `threshold`, a row takes its best experts until the softmax of all logits,
+    summed over those, reaches that.
     """
 
     kind: Kind
     scale: float = 1.0
     groups: tuple[int, ...] | None = None
+    threshold: float | None = None
 
     def total(self, active: int) -> float | None:
         """Return what the gates of a row that takes so many experts add up to; None where rows differ.
@@ -88,9 +94,17 @@ class Gating:
         >>> Gating("one", 0.5).total(4), Gating("chosen").total(4), Gating("softmax").total(4)
         (2.0, 1.0, None)
         """
-        if self.kind == "one":
-            return self.scale * active
+        if self.kind in ("one", "counted"):
+            return self.scale * active if self.threshold is None else None
         return self.scale if self.kind in ("chosen", "sigmoid-share") else None
+
+    def each(self, active: int) -> float:
+        """Return what an expert that is taken counts on average, where nothing but how many are taken decides that.
+
+        >>> Gating("one", 0.5).each(4), Gating("chosen").each(4), Gating("one", threshold=0.5).each(2)
+        (0.5, 0.25, 1.0)
+        """
+        return self.scale if self.kind in ("one", "counted") else self.scale / active
 
     def gates(self, logits: Array, active: int) -> Array:
         """Return what each expert counts for each row, zero for those not taken, `[rows, experts]`.
@@ -98,11 +112,12 @@ class Gating:
         >>> Gating("chosen").gates(np.array([[0.0, 0.0, -9.0]]), 2).tolist()
         [[0.5, 0.5, 0.0]]
         """
-        mask = taken(logits, active)
+        mask = taken(logits, active, self.threshold)
         if self.kind == "one":
             gates = mask.astype(np.float64)
-        elif self.kind == "chosen":
+        elif self.kind in ("chosen", "counted"):
             gates = softmax(np.where(mask, logits.astype(np.float64), -np.inf), axis=1)
+            gates = gates * mask.sum(1, keepdims=True) if self.kind == "counted" else gates
         elif self.kind == "softmax":
             gates = softmax(logits.astype(np.float64), axis=1) * mask
         else:
@@ -122,15 +137,21 @@ class Gating:
         return np.eye(max(self.groups) + 1)[list(self.groups)]
 
 
-def taken(logits: Array, active: int) -> Array:
-    """Return which experts rows take: those with the largest logits, `[rows, experts]`.
+def taken(logits: Array, active: int, threshold: float | None = None) -> Array:
+    """Return which experts rows take: those with the largest logits, `[rows, experts]`, up to a threshold if given.
 
     >>> taken(np.array([[1.0, 3.0, 2.0]]), 2).tolist()
     [[False, True, True]]
+    >>> taken(np.array([[1.0, 3.0, 2.0]]), 2, 0.5).tolist()
+    [[False, True, False]]
     """
     best = np.argsort(-logits, axis=1, kind="stable")[:, :active]
+    inside = np.ones(best.shape, bool)
+    if threshold is not None:
+        shares = np.take_along_axis(softmax(logits.astype(np.float64), axis=1), best, axis=1)
+        inside = np.cumsum(shares, axis=1) - shares < threshold
     mask = np.zeros(logits.shape, bool)
-    np.put_along_axis(mask, best, True, axis=1)
+    np.put_along_axis(mask, best, inside, axis=1)
     return mask
 
 
@@ -152,8 +173,9 @@ class Activation:
 class Mixture:
     """A mixture of experts in a graph: `output` is what the experts that are taken add up to, of rows of `input`.
 
-    `logits` has a number for each expert and row, of which the `active` largest are taken. A shared expert is not part
-    of it: it is added to `output`. `name` is that of the node which chooses, `form` says what the mixture is made of.
+    `logits` has a number for each expert and row, of which the `active` largest are taken. `name` is that of the node
+    which chooses, `form` says what the mixture is made of. Channels stand along `axis` of input and output. `shared` is
+    what every row gets besides, if that is part of it.
     """
 
     name: str
@@ -165,11 +187,18 @@ class Mixture:
     gating: Gating
     experts: tuple[Expert, ...]
     activation: Activation
+    axis: int = LAST
+    shared: Expert | None = None
 
     @property
     def channels(self) -> tuple[int, int]:
         """How many channels experts read and give."""
         return self.experts[0].ups[0].shape[0], self.experts[0].down.shape[1]
+
+    @property
+    def numbers(self) -> int:
+        """How many parameters the experts have, the shared one included."""
+        return sum(expert.numbers for expert in (*self.experts, *([self.shared] if self.shared else [])))
 
     def hidden(self, rows: Array, runtime: Runtime) -> list[Array]:
         """Return the hidden entries of every expert for rows of the input, `[rows, hidden]` each."""
@@ -181,6 +210,13 @@ class Mixture:
         return np.stack([
             each @ expert.down + expert.constant for each, expert in zip(found, self.experts, strict=True)
         ])  # fmt: skip
+
+    def always(self, rows: Array, runtime: Runtime) -> Array:
+        """Return what every row gets, whatever it takes, `[rows, channels]`, or zero."""
+        if self.shared is None or not self.shared.size:
+            return np.zeros(1, np.float32) if self.shared is None else self.shared.constant
+        (found,) = hidden([self.shared], self.activation, rows, runtime)
+        return np.asarray(found @ self.shared.down + self.shared.constant)
 
 
 def hidden(experts: Sequence[Expert], activation: Activation, rows: Array, runtime: Runtime) -> list[Array]:

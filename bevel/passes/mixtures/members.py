@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,41 +13,46 @@ from bevel.ir.piece import piece
 from bevel.passes.base import Runtime
 from bevel.passes.mixtures.chains import Chain, Unlike
 from bevel.passes.mixtures.description import Activation, Expert, taken
+from bevel.passes.mixtures.probing import Probe
 from bevel.passes.mixtures.reading import Layout, Weights, experts, form, opened
 from bevel.passes.mixtures.region import Region
+from bevel.passes.mixtures.rows import rows_of
 
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Probe:
-    """Random rows `[rows, channels]` and logits `[rows, experts]`, `feed` as a region takes them, what it gives."""
+class Members:
+    """The experts of a region, and what is between their layers.
 
-    rows: Array
-    logits: Array
-    feed: Mapping[str, Array]
-    output: Array
+    `groups` says the expert of each logit if they are fewer, `shared` what every row gets besides.
+    """
+
+    experts: tuple[Expert, ...]
+    activation: Activation
+    groups: tuple[int, ...] | None = None
+    shared: Expert | None = None
 
 
-def experts_of(
-    model: ir.Model, region: Region, probe: Probe, active: int, runtime: Runtime
-) -> tuple[list[Expert], Activation, tuple[int, ...] | None]:
-    """Return the experts of a region, what is between their layers, and the expert of each logit if they are fewer."""
+def members(
+    model: ir.Model, region: Region, probe: Probe, active: int, threshold: float | None, runtime: Runtime
+) -> Members:
+    """Return the experts of a region, or raise `Unlike`."""
     width = probe.rows.shape[1]
+    if region.is_masked:
+        return _entries(model, region, probe, active, width, runtime)
     if len(region.chains) > 1 or region.experts == 1 or not region.chains[0].weights:
-        return _apart(model, region, probe, active, width, runtime)
+        return _apart(model, region, probe, taken(probe.logits, active, threshold), width, runtime)
     (chain,) = region.chains
     stacks = _stacks(model, region, active, runtime)
     (given,) = _values(model, region, [chain.given], probe, runtime)
     whole = chain.weights[0].producer() is None or given.shape[0] == region.experts
     sizes = given[:1] if whole and given.ndim > 2 and given.shape[0] == region.experts else given
     parts = form(model, chain, _layout(sizes, probe.rows), width, stacks[0], runtime)
-    return list(experts(model, parts, stacks, width, runtime)), parts.activation(model), None
+    return Members(tuple(experts(model, parts, stacks, width, runtime)), parts.activation(model))
 
 
-def _apart(
-    model: ir.Model, region: Region, probe: Probe, active: int, width: int, runtime: Runtime
-) -> tuple[list[Expert], Activation, tuple[int, ...] | None]:
+def _apart(model: ir.Model, region: Region, probe: Probe, mask: Array, width: int, runtime: Runtime) -> Members:
     """Return experts that have layers of their own."""
     wanted = [value for chain in region.chains for value in (chain.given, *chain.weights)]
     arrays = dict(zip(wanted, _values(model, region, wanted, probe, runtime), strict=True))
@@ -59,10 +64,49 @@ def _apart(
         found += experts(model, parts, [weights], width, runtime)
         activation = activation or parts.activation(model)
     assert activation is not None
-    numbers = _numbers(region, arrays, probe, active)
+    numbers = _numbers(region, arrays, probe, mask)
     if len(found) < region.experts:
-        return found, activation, tuple(numbers)
-    return [found[number] for number in numbers], activation, None
+        return Members(tuple(found), activation, tuple(numbers))
+    return Members(tuple(found[number] for number in numbers), activation)
+
+
+def _entries(model: ir.Model, region: Region, probe: Probe, active: int, width: int, runtime: Runtime) -> Members:
+    """Return experts that are hidden entries of one layer, which those that are not taken have multiplied by zero."""
+    (chain,) = region.chains
+    (given,) = _values(model, region, [chain.given], probe, runtime)
+    parts = form(model, chain, _layout(given, probe.rows), width, {}, runtime)
+    (whole,) = experts(model, parts, [{}], width, runtime)
+    owners = _owners(model, region, probe, active, parts.read.channels - parts.read.rank, whole.size, runtime)
+    alone = replace(whole, constant=np.zeros_like(whole.constant))
+    found = tuple(alone.ordered(np.flatnonzero(owners == expert)) for expert in range(region.experts))
+    if not all(expert.size for expert in found):
+        raise Unlike("some of its experts have no entries")
+    shared = whole.ordered(np.flatnonzero(owners < 0))
+    return Members(found, parts.activation(model), shared=shared if shared.size or np.any(shared.constant) else None)
+
+
+def _owners(
+    model: ir.Model, region: Region, probe: Probe, active: int, axis: int, size: int, runtime: Runtime
+) -> Array:
+    """Return which expert hidden entries are of, -1 for all: those that are not zero where rows take only that one."""
+    (gate,) = [chain.gate for chain in region.chains]
+    assert gate is not None
+    named = [region.input, region.logits, *region.others]
+    source = opened(model, [*named, *region.choice.outputs], [gate])
+    feed = {value.name or "": probe.feed[value.name or ""] for value in named}
+    shape = (*feed[region.logits.name or ""].shape[:-1], active)
+    values, chosen = (value.name or "" for value in region.choice.outputs)
+    feed[values] = np.full(shape, 1 / active, np.float32)
+    found = np.zeros((region.experts, size), bool)
+    with runtime.open(source) as runs:
+        for expert in range(region.experts):
+            array = np.asarray(runs.run({**feed, chosen: np.full(shape, expert, np.int64)})[gate.name or ""])
+            if array.ndim < -axis or array.shape[axis] != size:
+                raise Unlike(f"{gate.name!r} is multiplied in, which has no number for each hidden entry")
+            found[expert] = rows_of(array, axis).any(0)
+    if not set(found.sum(0)) <= {1, region.experts}:
+        raise Unlike("some hidden entries are of several experts, or of none")
+    return np.where(found.all(0) & (region.experts > 1), -1, found.argmax(0))
 
 
 def _values(model: ir.Model, region: Region, wanted: Sequence[ir.Value], probe: Probe, runtime: Runtime) -> list[Array]:
@@ -76,13 +120,12 @@ def _values(model: ir.Model, region: Region, wanted: Sequence[ir.Value], probe: 
     return [np.asarray(answers[value.name or ""]) for value in wanted]
 
 
-def _numbers(region: Region, arrays: Weights, probe: Probe, active: int) -> list[int]:
+def _numbers(region: Region, arrays: Weights, probe: Probe, mask: Array) -> list[int]:
     """Return which chain each logit is for: that which reads all rows that take it, and least beside those."""
     places = {row.tobytes(): place for place, row in enumerate(probe.rows)}
     read = [_rows_read(arrays[chain.given], places, probe.rows.shape[1]) for chain in region.chains]
     if len(read) == region.experts and all(len(rows) == len(probe.rows) for rows in read):
         return list(range(region.experts))  # each sees all rows; the final comparison says whether they are in order
-    mask = taken(probe.logits, active)
     found = []
     for expert in range(region.experts):
         rows = frozenset(np.flatnonzero(mask[:, expert]).tolist())
@@ -125,11 +168,13 @@ def _stacks(model: ir.Model, region: Region, active: int, runtime: Runtime) -> l
     if _is_fixed(chain):
         arrays = _constants(model, chain.weights, runtime)
         return [{value: array[[expert]] for value, array in arrays.items()} for expert in range(region.experts)]
-    source = opened(model, [region.chosen], list(chain.weights))
+    source = opened(model, region.choice.outputs, list(chain.weights))
+    values, chosen = (value.name or "" for value in region.choice.outputs)
+    feed = {values: np.full((1, active), 1 / active, np.float32)}
     found = []
     with runtime.open(source) as runs:
         for expert in range(region.experts):
-            answers = runs.run({region.chosen.name or "": np.full((1, active), expert, np.int64)})
+            answers = runs.run({**feed, chosen: np.full((1, active), expert, np.int64)})
             found.append({value: _first(np.asarray(answers[value.name or ""]), active) for value in chain.weights})
     return found
 

@@ -23,9 +23,10 @@ from bevel.ir.names import Names
 from bevel.passes.fitting.layers import GEMM, MATMUL
 from bevel.passes.mixtures.chains import Chain, Chains, Unlike, is_float
 from bevel.passes.mixtures.fused import is_mixture
+from bevel.passes.mixtures.rows import LAST
 
 # Places where all that a choice leads to meets: gates, the sum over experts, and that in other shapes.
-MOST_MEETINGS: Final = 6
+MOST_MEETINGS: Final = 24
 PRODUCTS: Final = {MATMUL, GEMM}
 SIZES: Final = {"Shape", "Size"}
 
@@ -34,7 +35,8 @@ SIZES: Final = {"Shape", "Size"}
 class Region:
     """A choice and what it leads to: `chosen` are the numbers of experts, `others` what is read beside x and logits.
 
-    `operator` is the node that has the experts, if one node has them all.
+    `operator` is the node that has the experts, if one node has them all. Channels stand along `axis` of input and
+    output. `shares` are single numbers between 0 and 1 that are read, one of which may be a threshold.
     """
 
     choice: ir.Node
@@ -45,13 +47,20 @@ class Region:
     chains: tuple[Chain, ...]
     experts: int
     operator: ir.Node | None = None
+    axis: int = LAST
+    shares: tuple[float, ...] = ()
 
     @property
     def form(self) -> str:
         """How the experts stand in the graph, in words."""
         if len(self.chains) > 1:
             return "layers of their own"
-        return "stacked weights"
+        return "parts of one layer" if self.is_masked else "stacked weights"
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether the experts are entries of one layer, and those not taken are multiplied by zero."""
+        return len(self.chains) == 1 and not self.chains[0].weights and self.chains[0].gate is not None
 
     @property
     def chosen(self) -> ir.Value:
@@ -111,7 +120,8 @@ class Look:
     def __init__(self, model: ir.Model) -> None:
         self.nodes = list(model.graph)
         self.place = {node: place for place, node in enumerate(self.nodes)}
-        self._summing = {place.node for place in analyse(model).facts.sums}
+        self._sums = analyse(model).facts.sums
+        self._summing = {place.node for place in self._sums}
         # Where an exporter hides how many axes there are (Tile by what OneHot gives), nothing is known of a product.
         self._summing |= {node for node in self.nodes if node.op_type in PRODUCTS}
         self._fixed: set[ir.Value] = set()
@@ -134,19 +144,22 @@ class Look:
             raise Unlike(f"it chooses from an unknown number of entries of {logits.name!r}")
         before = ancestors(logits)
         found: list[Region] = []
+        reasons: list[Unlike] = []
         for output in self._meetings(choice):
             after = ancestors(output) - before
             inside = [node for node in self.nodes if node in after]
             try:
                 region = self._region(choice, logits, output, inside, experts)
-            except Unlike:
-                if not found:
-                    raise
-                break
+            except Unlike as why:
+                if found:
+                    break
+                reasons.append(why)  # what is multiplied by a mask meets before the last product
+                continue
             if region is not None:
                 found.append(region)
         if not found:
-            raise Unlike("no products of weights lie between it and where all that it leads to meets: it is no router")
+            none = Unlike("no products of weights lie between it and where all that it leads to meets: it is no router")
+            raise next(iter(reasons), none)
         return found
 
     def _logits(self, scores: ir.Value) -> ir.Value:
@@ -203,7 +216,20 @@ class Look:
         found = Chains(inside, given, logits, choice, experts, self._summing, self.fixed).found()
         if not found:
             return None
-        return Region(choice, given, logits, output, others, tuple(found), experts)
+        shares = tuple(dict.fromkeys(number for value in read for number in _share(value)))
+        return Region(
+            *(choice, given, logits, output, others, tuple(found), experts),
+            axis=self._axis(given, set(inside)),
+            shares=shares,
+        )
+
+    def _axis(self, given: ir.Value, inside: set[ir.Node]) -> int:
+        """Return along which axis of a value products sum that read it as it is."""
+        rank = len(given.shape or ())
+        for place in self._sums:
+            if rank and place.node in inside and place.node.inputs[place.input] is given:
+                return LAST if place.position % rank == rank - 1 else place.position % rank
+        return LAST
 
     def _without_sizes(self, inside: Sequence[ir.Node], logits: ir.Value) -> list[ir.Node]:
         """Leave out what reads only the sizes of something that was there before: an exporter takes them anywhere."""
@@ -231,3 +257,11 @@ def _last_size(value: ir.Value) -> int | None:
 
 def _size(value: ir.Value) -> int | None:
     return None if value.const_value is None else value.const_value.size
+
+
+def _share(value: ir.Value) -> Iterator[float]:
+    """Yield the number that a value is, if it is a single one between 0 and 1."""
+    if is_float(value) and _size(value) == 1 and value.const_value is not None:
+        number = float(value.const_value.numpy().ravel()[0])
+        if 0 < number < 1:
+            yield number

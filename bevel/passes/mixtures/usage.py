@@ -12,6 +12,7 @@ import onnx_ir as ir
 from bevel.ir.piece import piece
 from bevel.passes.base import Context
 from bevel.passes.mixtures.description import Mixture
+from bevel.passes.mixtures.rows import LAST, rows_of
 
 Array = np.ndarray[Any, Any]
 
@@ -59,15 +60,15 @@ class Usage:
 
 def usages(model: ir.Model, mixtures: Sequence[Mixture], context: Context) -> list[Usage]:
     """Return what mixtures read over the context's samples."""
-    wanted = list(dict.fromkeys(value for each in mixtures for value in (each.input, each.logits)))
+    axes = {value: axis for each in mixtures for value, axis in ((each.input, each.axis), (each.logits, LAST))}
+    wanted = list(axes)
     made = [value for value in wanted if not value.is_graph_input()]
     rows: dict[ir.Value, list[Array]] = {value: [] for value in wanted}
     with context.runtime.open(piece(model, list(model.graph.inputs), made)) as runs:
         for feed in context.calibration.samples(context.samples):
             answers = {**feed, **runs.run(feed)}
             for value, parts in rows.items():
-                array = np.asarray(answers[value.name or ""])
-                parts.append(array.reshape(-1, array.shape[-1]))
+                parts.append(rows_of(np.asarray(answers[value.name or ""]), axes[value]))
             if all(sum(map(len, parts)) >= MOST_ROWS for parts in rows.values()):
                 break
     whole = {value: np.concatenate(parts)[:MOST_ROWS] for value, parts in rows.items()}

@@ -12,10 +12,12 @@ import onnx_ir as ir
 from bevel.errors import EditRefused, PromiseBroken
 from bevel.ir.names import Names
 from bevel.passes.base import REASSOCIATION_RTOL, Context, Outcome
+from bevel.passes.mixtures.choosing import Routing
 from bevel.passes.mixtures.description import Expert, Mixture, hidden
 from bevel.passes.mixtures.recognition import mixtures
+from bevel.passes.mixtures.rows import LAST, in_shape, rows_of
 from bevel.passes.mixtures.usage import Usage, usages
-from bevel.passes.mixtures.writing import Routing, dense, finish, mixed, require
+from bevel.passes.mixtures.writing import dense, finish, mixed, require
 from bevel.passes.patterns import asked
 
 Array = np.ndarray[Any, Any]
@@ -40,6 +42,12 @@ class Change:
         """The mixture as it is."""
         return self.usage.mixture
 
+    @property
+    def numbers(self) -> int:
+        """How many parameters the experts have, the shared one included."""
+        shared = None if self.routing is None else self.mixture.shared
+        return sum(expert.numbers for expert in self.experts) + (0 if shared is None else shared.numbers)
+
     def write(self, model: ir.Model, mixture: Mixture, names: Names) -> None:
         """Write it in the place of the mixture, in the model or in a part of it."""
         if self.routing is None:
@@ -57,12 +65,14 @@ class Change:
         ]  # fmt: skip
         if self.routing is None:
             return each[0]
-        return np.asarray(np.einsum("re,erc->rc", self.routing.gates(mixture, logits), np.stack(each)))
+        routed = np.einsum("re,erc->rc", self.routing.gates(mixture, logits), np.stack(each))
+        return np.asarray(routed + mixture.always(rows, context.runtime))
 
     def error(self, context: Context) -> float:
         """Return how far it is from the mixture on the calibration data, relative to what that gives."""
         usage = self.usage.some()
-        wanted = np.einsum("re,erc->rc", usage.gates, self.mixture.outputs(usage.rows, context.runtime))
+        routed = np.einsum("re,erc->rc", usage.gates, self.mixture.outputs(usage.rows, context.runtime))
+        wanted = routed + self.mixture.always(usage.rows, context.runtime)
         found = self.outputs(usage.rows, usage.logits, context)
         return float(np.linalg.norm(found - wanted) / max(float(np.linalg.norm(wanted)), 1e-30))
 
@@ -126,12 +136,15 @@ def _check(model: ir.Model, change: Change, context: Context, name: str) -> None
     part, twin = _alone(model, mixture)
     change.write(part, twin, Names(part))
     finish(part)
-    arrays = {twin.input: _shaped(rows, mixture.input), twin.logits: _shaped(logits, mixture.logits)}
+    arrays = {
+        twin.input: _shaped(rows, mixture.input, mixture.axis),
+        twin.logits: _shaped(logits, mixture.logits, LAST),
+    }
     given = {value.name or "": arrays[value] for value in part.graph.inputs}
     with context.runtime.open(part) as runs:
         (answer,) = runs.run(given).values()
     wanted = change.outputs(rows, logits, context)
-    error = np.abs(answer.reshape(wanted.shape) - wanted).max() / max(float(np.abs(wanted).max()), 1e-30)
+    error = np.abs(rows_of(answer, mixture.axis) - wanted).max() / max(float(np.abs(wanted).max()), 1e-30)
     if not error <= REASSOCIATION_RTOL:
         raise PromiseBroken(
             f"what is written is {error:.2g} away from what it should give (at most {REASSOCIATION_RTOL:.2g})",
@@ -143,32 +156,35 @@ def _check(model: ir.Model, change: Change, context: Context, name: str) -> None
 def _alone(model: ir.Model, mixture: Mixture) -> tuple[ir.Model, Mixture]:
     """Return a graph that takes what a mixture reads, any number of rows, and a mixture there to be replaced."""
     given, logits = (
-        ir.Value(name=name, type=value.type, shape=_open(value))
-        for name, value in (("rows", mixture.input), ("logits", mixture.logits))
+        ir.Value(name=name, type=value.type, shape=_open(value, axis))
+        for name, value, axis in (("rows", mixture.input, mixture.axis), ("logits", mixture.logits, LAST))
     )
     place = ir.node("Identity", [given], name="place")
     output = place.outputs[0]
-    output.name, output.type, output.shape = "output", mixture.output.type, _open(mixture.output)
+    output.name, output.type, output.shape = "output", mixture.output.type, _open(mixture.output, mixture.axis)
     graph = ir.Graph([given, logits], [output], nodes=[place], opset_imports=model.graph.opset_imports, name="alone")
     part = ir.Model(graph, ir_version=model.ir_version)
     return part, replace(mixture, input=given, logits=logits, output=output)
 
 
-def _open(value: ir.Value) -> ir.Shape | None:
+def _open(value: ir.Value, axis: int) -> ir.Shape | None:
     """Return the shape of a value with any number of rows."""
-    return None if value.shape is None else ir.Shape([None] * (len(value.shape) - 1) + [value.shape[-1]])
+    if value.shape is None:
+        return None
+    channels = axis % len(value.shape)
+    return ir.Shape([size if place == channels else None for place, size in enumerate(value.shape)])
 
 
-def _shaped(rows: Array, value: ir.Value) -> Array:
+def _shaped(rows: Array, value: ir.Value, axis: int) -> Array:
     """Return rows in the rank of a value, all of them along one axis."""
     rank = 2 if value.shape is None else len(value.shape)
-    return rows.reshape(*(1,) * (rank - 2), *rows.shape)
+    return in_shape(rows, (*(1,) * (rank - 2), len(rows)), axis)
 
 
 def _told(changes: Sequence[Change], context: Context) -> Iterator[str]:
     """Say what became of each mixture, how far it is from what it was, and how many parameters it has."""
-    before = sum(expert.numbers for change in changes for expert in change.mixture.experts)
-    after = sum(expert.numbers for change in changes for expert in change.experts)
+    before = sum(change.mixture.numbers for change in changes)
+    after = sum(change.numbers for change in changes)
     yield f"{after:,} of {before:,} parameters of experts are left"
     errors = [change.error(context) for change in changes]
     yield f"relative error of what mixtures give, on average: {np.mean(errors):.3g}"

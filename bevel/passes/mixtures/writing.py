@@ -7,7 +7,6 @@ those rows of the sum.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -19,54 +18,14 @@ from bevel.ir.canonical.dead import is_used, remove_dead
 from bevel.ir.canonical.shapes import apply_hints, forget_contents, infer_shapes, take_declared
 from bevel.ir.names import Names
 from bevel.passes.experts.writing import Writer
+from bevel.passes.mixtures.choosing import Routing, gates
 from bevel.passes.mixtures.description import Activation, Expert, Mixture
+from bevel.passes.mixtures.rows import LAST, from_last, to_last
 
 Array = np.ndarray[Any, Any]
 
 LEAST_OPSET: Final = 13  # where ReduceSum takes axes as an input
 FLOAT, INT, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
-
-
-@dataclass(frozen=True, eq=False)
-class Routing:
-    """Which experts there are to be: each the sum of the gates of some of those that were, or one that was kept.
-
-    `kept` are experts from which rows choose as before, all of them if None. `groups` `[experts, fewer]` adds gates up.
-    """
-
-    active: int
-    kept: Array | None = None
-    groups: Array | None = None
-
-    def logits(self, mixture: Mixture) -> int:
-        """Return how many logits there are: as many as there were experts before any were merged."""
-        return len(mixture.gating.groups or mixture.experts)
-
-    def belongs(self, mixture: Mixture) -> Array | None:
-        """Return which expert that is to be each logit is for, None if there is one for each."""
-        if mixture.gating.groups is None:
-            return self.groups
-        before = mixture.gating.belongs(len(mixture.gating.groups))
-        return before if self.groups is None else np.asarray(before @ self.groups)
-
-    def gates(self, mixture: Mixture, logits: Array) -> Array:
-        """Return what each expert counts for each row, `[rows, fewer]`."""
-        if self.kept is None:
-            found = mixture.gating.gates(logits, self.active)
-        else:
-            hidden = np.full(logits.shape, -np.inf)
-            hidden[:, self.kept] = logits[:, self.kept]
-            found = _kept(mixture, logits, hidden, self.active)[:, self.kept]
-        return found if self.groups is None else np.asarray(found @ self.groups)
-
-
-def _kept(mixture: Mixture, logits: Array, hidden: Array, active: int) -> Array:
-    """Return gates where some experts are not there to choose; a softmax over all is still one over all."""
-    gating = mixture.gating
-    if gating.kind != "softmax":
-        return gating.gates(hidden, active)
-    shares = gating.gates(logits, logits.shape[1])
-    return np.asarray(shares * (type(gating)("one").gates(hidden, active) > 0))
 
 
 class Rewriter(Writer):
@@ -113,18 +72,19 @@ def finish(model: ir.Model) -> None:
 def dense(model: ir.Model, mixture: Mixture, expert: Expert, names: Names) -> None:
     """Put one dense layer in the place of a mixture."""
     write = Rewriter(model, mixture, names, "dense")
-    replace(model, mixture, names, layer(write, mixture.input, expert, mixture.activation))
+    result = layer(write, _turned(write, mixture.input, mixture), expert, mixture.activation)
+    replace(model, mixture, names, _turned(write, result, mixture, back=True))
 
 
-def layer(write: Writer, value: ir.Value, expert: Expert, activation: Activation) -> ir.Value:
+def layer(write: Writer, value: ir.Value, expert: Expert, activation: Activation, prefix: str = "") -> ir.Value:
     """Write the layers of one expert, for a value whose last axis has the channels."""
     label = ("up",) if len(expert.ups) == 1 else ("first", "second")
     read = [
-        _linear(write, value, name, up, bias)
+        _linear(write, value, f"{prefix}{name}", up, bias)
         for name, up, bias in zip(label, expert.ups, expert.biases, strict=True)
-    ]  # fmt: skip
-    hidden = write.graft(activation.model.clone(), read, "activation")
-    return _linear(write, hidden, "down", expert.down, expert.constant)
+    ]
+    hidden = write.graft(activation.model.clone(), read, f"{prefix}activation")
+    return _linear(write, hidden, f"{prefix}down", expert.down, expert.constant)
 
 
 def _linear(write: Writer, value: ir.Value, name: str, weight: Array, bias: Array) -> ir.Value:
@@ -135,13 +95,23 @@ def _linear(write: Writer, value: ir.Value, name: str, weight: Array, bias: Arra
 def mixed(model: ir.Model, mixture: Mixture, experts: Sequence[Expert], routing: Routing, names: Names) -> None:
     """Put fewer experts in the place of a mixture."""
     write = Rewriter(model, mixture, names, "experts")
-    rows = _rows(write, mixture.input, mixture.channels[0])
-    gates = _gates(write, mixture, routing)
-    by_expert = write("Transpose", gates, perm=[1, 0])
-    total = _zeros(write, rows, mixture.channels[1])
+    given = _turned(write, mixture.input, mixture)
+    rows = _rows(write, given, mixture.channels[0])
+    found = gates(write, _rows(write, mixture.logits, routing.logits(mixture)), mixture, routing)
+    by_expert = write("Transpose", found, perm=[1, 0])
+    total = _always(write, mixture, rows)
     for number, expert in enumerate(experts):
         total = _branch(write, number, expert, mixture.activation, rows, by_expert, total)
-    replace(model, mixture, names, _shaped(write, total, mixture))
+    replace(model, mixture, names, _turned(write, _shaped(write, total, given, mixture), mixture, back=True))
+
+
+def _turned(write: Writer, value: ir.Value, mixture: Mixture, *, back: bool = False) -> ir.Value:
+    """Move the channels of a value to the last axis, or back to where the mixture has them."""
+    shape = mixture.input.shape
+    if mixture.axis == LAST or shape is None:
+        return value
+    order = (from_last if back else to_last)(len(shape), mixture.axis)
+    return write("Transpose", value, perm=order)
 
 
 def _rows(write: Writer, value: ir.Value, width: int) -> ir.Value:
@@ -150,43 +120,30 @@ def _rows(write: Writer, value: ir.Value, width: int) -> ir.Value:
     return write("Reshape", value, write.integers("rows", -1, width))
 
 
-def _shaped(write: Writer, rows: ir.Value, mixture: Mixture) -> ir.Value:
-    """Return rows in the shape of what is read: both have as many channels."""
-    if mixture.output.shape is not None and len(mixture.output.shape) == 2:
+def _shaped(write: Writer, rows: ir.Value, like: ir.Value, mixture: Mixture) -> ir.Value:
+    """Return rows in the shape of what is read, its channels last, but with as many channels as experts give."""
+    shape = mixture.output.shape
+    if shape is not None and len(shape) == 2:
         return rows
-    return write("Reshape", rows, write("Shape", mixture.input, dtype=INT))
+    read, given = mixture.channels
+    sizes = write("Shape", like, dtype=INT)
+    if read != given:
+        rank = 0 if mixture.input.shape is None else len(mixture.input.shape)
+        places = write.integers("leading", *range(rank - 1))
+        before = write("Gather", sizes, places, dtype=INT, axis=0)
+        sizes = write("Concat", before, write.integers("width", given), dtype=INT, axis=0)
+    return write("Reshape", rows, sizes)
 
 
-def _gates(write: Writer, mixture: Mixture, routing: Routing) -> ir.Value:
-    """Write what each expert counts for each row, `[rows, experts]`, zero for those not taken."""
-    count = routing.logits(mixture)
-    scores = _rows(write, mixture.logits, count)
-    kind = mixture.gating.kind
-    if kind == "softmax":
-        scores = write("Softmax", scores, axis=-1)
-    elif kind.startswith("sigmoid"):
-        scores = write("Sigmoid", scores)
-    if routing.kept is not None:
-        scores = write("Gather", scores, write.integers("kept", *routing.kept.tolist()), axis=1)
-        count = len(routing.kept)
-    best, chosen = write.several("TopK", [scores, write.integers("active", routing.active)], [FLOAT, INT], axis=-1)
-    if kind == "chosen":
-        best = write("Softmax", best, axis=-1)
-    elif kind == "sigmoid-share":
-        best = write("Div", best, write("ReduceSum", best, write.integers("axis", 1), keepdims=1))
-    values = write.constant("mask.values", np.array([0, 1], np.float32))
-    mask = write("OneHot", chosen, write.integers("count", count), values, axis=-1)
-    if kind != "one":
-        mask = write("Mul", mask, write("Unsqueeze", best, write.integers("last", 2)))
-    gates = write("ReduceSum", mask, write.integers("axis", 1), keepdims=0)
-    groups = routing.belongs(mixture)
-    if groups is not None:
-        return write("MatMul", gates, write.floats("groups", mixture.gating.scale * groups))
-    return (
-        gates
-        if mixture.gating.scale == 1.0
-        else write("Mul", gates, write.floats("scale", np.array(mixture.gating.scale)))
-    )
+def _always(write: Writer, mixture: Mixture, rows: ir.Value) -> ir.Value:
+    """Write what every row gets, whatever it takes: nothing, unless experts share some entries or a constant."""
+    shared = mixture.shared
+    if shared is None or not shared.size:
+        zeros = _zeros(write, rows, mixture.channels[1])
+        return zeros if shared is None else write("Add", zeros, write.learnt("shared.bias", shared.constant))
+    result = layer(write, rows, shared, mixture.activation, "shared.")
+    result.shape = ir.Shape([None if rows.shape is None else rows.shape[0], mixture.channels[1]])
+    return result
 
 
 def _zeros(write: Writer, rows: ir.Value, width: int) -> ir.Value:
