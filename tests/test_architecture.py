@@ -28,6 +28,8 @@ ALLOWED = {
         "bevel.passes.rounding",
         "bevel.backends",
     },
+    "bevel.passes.sensitivity": {"bevel.passes.deviation", "bevel.passes.verify", "bevel.backends"},
+    "bevel.passes.pieces": {"bevel.ir", "bevel.passes.deviation", "bevel.backends"},
     "bevel.passes.execution": {"bevel.backends"},
     "bevel.passes.pipeline": {"bevel.errors", "bevel.ir", "bevel.passes", "bevel.backends", "bevel.report"},
 }
@@ -35,6 +37,9 @@ MACHINERY = {
     "bevel.passes.execution",
     "bevel.passes.pipeline",
     "bevel.passes.verify",
+    "bevel.passes.amplified",
+    "bevel.passes.pieces",
+    "bevel.passes.sensitivity",
     "bevel.passes.recipe",
     "bevel.passes.reproducer",
 }

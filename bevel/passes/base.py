@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
+from bevel.ir.places import Places
 from bevel.passes import options
 from bevel.passes.calibration import Calibration
 from bevel.passes.options import Choice, Doc, Range
@@ -176,12 +177,15 @@ class Outcome:
 
     `reference` turns a clone of the pass's input into what the promise compares with (prune: zero the consumers of what
     was dropped); None means the input itself. `notes` are sentences for the report. `worst` names the parts of the
-    model that changed most, the worst first: what a user may leave out where the error is above the limit.
+    model that changed most, the worst first: what a user may leave out where the error is above the limit. `where` says
+    which entries of the reference's values are left in the result's of the same names: with it, a network that
+    multiplies roundings can be compared in pieces.
     """
 
     reference: Callable[[ir.Model], None] | None = None
     notes: tuple[str, ...] = ()
     worst: tuple[str, ...] = ()
+    where: Places | None = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from bevel.backends.onnxruntime import IN_MEMORY_BYTES, Level, Session, latencie
 from bevel.errors import BevelError, PassFailed, PromiseBroken
 from bevel.ir.coded import is_wide, narrow
 from bevel.ir.cost import cost
+from bevel.passes.amplified import apart_from_amplification
 from bevel.passes.base import Context, Exact, Lossy, Outcome, Pass, Progress, silent
 from bevel.passes.calibration import Calibration, Feed, Source
 from bevel.passes.execution import Execution
@@ -217,6 +218,7 @@ class _Run:
         verdict = compare(expected, found, step.promise, max_error=self.max_error, epsilon=unit(given))
         feeds = list(islice(self.calibration, VERIFIED_FEEDS)) if not verdict.kept else []
         verdict = apart_from_rounding(verdict, expected, reference, result, feeds)
+        verdict = apart_from_amplification(verdict, expected, reference, result, feeds, outcome.where)
         verdict.demand(step.name, _remedy(outcome))
         self.latest = found
         return verdict

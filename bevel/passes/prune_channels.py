@@ -9,6 +9,7 @@ import onnx_ir as ir
 from bevel.errors import UsageError
 from bevel.ir.edit import FREE_TO_DROP, mask, select
 from bevel.ir.groups import Analysis, Group, analyse
+from bevel.ir.places import places
 from bevel.passes.allocation import ALLOCATIONS, Named
 from bevel.passes.allocation.aim import Aim, Measured, Predicted, Ratio, Target
 from bevel.passes.allocation.keeps import Keeps, best
@@ -92,7 +93,7 @@ class PruneChannels(Pass):
             scatter(given, keeps, fitted.contents)
             mask(given, keeps)
 
-        return Outcome(reference=reference, notes=(*notes, *fitted.notes))
+        return Outcome(reference=reference, notes=(*notes, *fitted.notes), where=places(analysis, keeps))
 
     def _decide(self, analysis: Analysis, context: Context) -> tuple[Keeps, tuple[str, ...]]:
         """Return the entries to keep, found in steps on clones, each step on what the one before it left."""

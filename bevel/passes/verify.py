@@ -15,6 +15,7 @@ from bevel.passes.deviation import Deviation, deviate, identical, incomparable
 from bevel.passes.rounding import leave_out_rounding, unit
 
 __all__ = [
+    "Amplified",
     "Deviation",
     "Observation",
     "Unrounded",
@@ -30,6 +31,8 @@ __all__ = [
 ROUNDINGS = 4
 # Rounding to a quantization step moves a value by half a step at most, a rounding that falls the other way by a whole.
 FLIP = 2
+# One unit in the last place of a number in single precision, relative to it.
+SINGLE = 2.0**-23
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,26 @@ class Unrounded:
 
 
 @dataclass(frozen=True)
+class Amplified:
+    """How far the reference's outputs move when its inputs and weights do by one unit in the last place, by output.
+
+    `pieces` is into how many pieces the graph had to be cut for each to be as promised, given what the reference has
+    there, and `error` the largest at a cut; 0 pieces if that was not found.
+    """
+
+    moves: Mapping[str, float]
+    pieces: int = 0
+    error: float = 0.0
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Whether a promise was kept, with the evidence. `max_error` is the user's limit, for lossy passes.
 
     `unrounded` is there if quantized activations are rounded and the plain comparison failed. It decides then: without
     the rounding the promise must hold as it stands, and with it no error may be larger than flipped roundings make.
+    `amplified` is there if it failed all the same: whether the network multiplies roundings so much that they explain
+    the error, and whether the promise holds piece by piece. Both must be so for it to be kept.
     """
 
     promise: Promise
@@ -65,6 +83,7 @@ class Verdict:
     feeds: int
     max_error: float | None = None
     unrounded: Unrounded | None = None
+    amplified: Amplified | None = None
 
     @property
     def error(self) -> float:
@@ -92,7 +111,8 @@ class Verdict:
         """Return on which outputs the promise was kept only but for rounding, and by how much."""
         coarse = (self._coarse(deviation) for deviation in self.outputs if self._kept_coarsely(deviation))
         flipped = (self._flipped(deviation) for deviation in self.outputs if self._kept_unrounded(deviation))
-        return (*coarse, *flipped)
+        multiplied = (self._multiplied(deviation) for deviation in self.outputs if self._kept_in_pieces(deviation))
+        return (*coarse, *flipped, *multiplied)
 
     def limit(self, deviation: Deviation) -> float:
         """Return the relative error allowed on one output: the promise's, or a few roundings of the coarsest type."""
@@ -105,7 +125,9 @@ class Verdict:
             return deviation.exact
         if isinstance(self.promise, Lossy) and self.max_error is None:
             return not math.isnan(deviation.relative)
-        return deviation.exact or deviation.relative <= self.limit(deviation) or self._kept_unrounded(deviation)
+        if deviation.exact or deviation.relative <= self.limit(deviation):
+            return True
+        return self._kept_unrounded(deviation) or self._kept_in_pieces(deviation)
 
     def _kept_coarsely(self, deviation: Deviation) -> bool:
         """Tell whether an output is over the promise's own limit, but within a few roundings of a half precision."""
@@ -136,6 +158,38 @@ class Verdict:
             f"{self.unrounded.outputs[deviation.output].relative:.2g}"
         )
 
+    def explained(self, deviation: Deviation) -> bool:
+        """Tell whether the network makes an error as large as this of rounding: of what the promise allows a layer."""
+        if self.amplified is None:
+            return False
+        moved = self.amplified.moves.get(deviation.output, 0.0)
+        return deviation.relative <= self.limit(deviation) / max(SINGLE, deviation.epsilon) * moved
+
+    def _kept_in_pieces(self, deviation: Deviation) -> bool:
+        """Tell whether an output is over the limit only because the network multiplies roundings."""
+        if self.amplified is None or not self.amplified.pieces or deviation.relative <= self.limit(deviation):
+            return False
+        return self.explained(deviation) and not self._kept_unrounded(deviation)
+
+    def _multiplied(self, deviation: Deviation) -> str:
+        assert self.amplified is not None
+        return (
+            f"output {deviation.output}: error {deviation.relative:.2g} because the network multiplies roundings (one "
+            f"unit in the last place of inputs and weights alone moves it by "
+            f"{self.amplified.moves[deviation.output]:.2g}); in {self.amplified.pieces} pieces, each given what the "
+            f"reference has there, the error is at most {self.amplified.error:.2g}"
+        )
+
+    def _sensitive(self, deviation: Deviation) -> str:
+        """Say what rounding has to do with an error."""
+        if self.amplified is None or deviation.output not in self.amplified.moves:
+            return ""
+        moves = self.amplified.moves[deviation.output]
+        moved = f"one unit in the last place of inputs and weights moves it by {moves:.2g}"
+        if not self.explained(deviation):
+            return f"; this is no rounding: {moved}"
+        return f"; this may be rounding, which the network multiplies: {moved} already"
+
     def demand(self, where: str, remedy: str = "") -> None:
         """Raise `PromiseBroken`, naming the worst output and its error, unless the promise was kept."""
         if self.kept:
@@ -144,7 +198,9 @@ class Verdict:
         limit = "0" if isinstance(self.promise, Exact) else f"{self.limit(worst):.2g}"
         raise PromiseBroken(
             f"promised {type(self.promise).__name__} (error at most {limit}), "
-            f"but output {worst.output!r} has error {worst.relative:.3g}" + (f" ({worst.note})" if worst.note else ""),
+            f"but output {worst.output!r} has error {worst.relative:.3g}"
+            + (f" ({worst.note})" if worst.note else "")
+            + self._sensitive(worst),
             where=where,
             remedy=remedy,
         )

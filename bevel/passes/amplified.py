@@ -1,0 +1,60 @@
+"""A second look at what multiplies roundings: whether rounding explains an error, and whether that is all there is.
+
+A promise is about sums in another order: what leaves a layer moves by its tolerance at most. A network whose answers
+move by `s` where its inputs and weights move by one unit in the last place multiplies that by `s` / unit. A larger
+error is a mistake. A smaller one may be one too, and only a comparison in pieces tells.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+import onnx_ir as ir
+
+from bevel.errors import UnsupportedModel
+from bevel.ir.places import Places
+from bevel.passes.base import Masked, Preserving
+from bevel.passes.pieces import Pieces, compare_in_pieces
+from bevel.passes.sensitivity import sensitivity
+from bevel.passes.verify import Amplified, Observation, Verdict
+
+COUNTS: Final = (8, 32, 128)
+"""Into how many pieces a graph is cut: few show more of how they play together, many multiply less."""
+
+
+def apart_from_amplification(
+    verdict: Verdict,
+    expected: Observation,
+    reference: ir.Model,
+    result: ir.Model,
+    feeds: Iterable[Mapping[str, Any]],
+    where: Places | None,
+) -> Verdict:
+    """Where a promise about sums is broken, see how sensitive the reference is, and compare in pieces if that explains.
+
+    `expected` is what `reference` answered to `feeds`; `where` says which entries of its values are left in `result`,
+    None where that cannot be said. Gives the verdict back with what was found.
+    """
+    if verdict.kept or not isinstance(verdict.promise, Preserving | Masked):
+        return verdict
+    feeds = list(feeds)
+    try:
+        moves = sensitivity(reference, feeds, expected)
+        found = replace(verdict, amplified=Amplified(moves))
+        if where is None or not all(map(found.explained, found.broken)):
+            return found
+        for count in COUNTS:
+            pieces = compare_in_pieces(reference, result, feeds, where, count)
+            if _holds(verdict, pieces):
+                return replace(found, amplified=Amplified(moves, pieces.count, pieces.error))
+    except UnsupportedModel:  # what the whole can run, a piece may not: then nothing is excused
+        return verdict
+    return found
+
+
+def _holds(verdict: Verdict, pieces: Pieces) -> bool:
+    """Tell whether every piece is as promised: at its cut, and at the outputs."""
+    units = {deviation.output: deviation.epsilon for deviation in verdict.outputs}
+    outputs = tuple(replace(deviation, epsilon=units[deviation.output]) for deviation in pieces.outputs)
+    limit = min(map(verdict.limit, verdict.outputs))
+    return pieces.count > 1 and pieces.error <= limit and replace(verdict, outputs=outputs).kept
