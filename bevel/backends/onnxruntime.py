@@ -1,4 +1,7 @@
-"""Run models in ONNX Runtime: to verify, to measure, to gather statistics."""
+"""Run models in ONNX Runtime: to verify, to measure, to gather statistics.
+
+It is imported when the first model is run: what runs none is done in 20 MB less.
+"""
 
 import ctypes
 import io
@@ -9,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from statistics import median
 from types import TracebackType
@@ -16,8 +20,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from bevel.backends.files import save, save_to_stream, tensor_bytes, undo_preparations
 from bevel.errors import BevelError, UnsupportedModel
@@ -35,13 +37,6 @@ LEAST_ROUNDS = 3
 MESSAGE_LIMIT = 400
 RUNNING = r"Non-zero status code returned while running (\w+) node\. Name:'(.*?)' Status Message: "
 PROVIDERS = ["CPUExecutionProvider"]
-# What ONNX Runtime's bindings raise: its own exceptions, and plain ones for inputs it does not recognise.
-ORT_ERRORS: tuple[type[Exception], ...] = (
-    *(kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)),
-    RuntimeError,
-    ValueError,
-    TypeError,
-)
 RAW_TYPES = {
     ir.DataType.BFLOAT16,
     ir.DataType.FLOAT8E4M3FN,
@@ -61,8 +56,8 @@ class Level(Enum):
     and a difference is the pass's. `AS_DEPLOYED` is ONNX Runtime's default: what latency is measured with.
     """
 
-    AS_WRITTEN = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    AS_DEPLOYED = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    AS_WRITTEN = "ORT_DISABLE_ALL"
+    AS_DEPLOYED = "ORT_ENABLE_ALL"
 
 
 class Session:
@@ -83,7 +78,7 @@ class Session:
         try:
             with _translated("cannot be loaded"):
                 given = self._handed_over(model, big, consume)
-                self._session: Any = ort.InferenceSession(given, options, PROVIDERS)
+                self._session: Any = _library().InferenceSession(given, options, PROVIDERS)
         except BevelError:
             self.close()
             raise
@@ -167,9 +162,26 @@ def _seconds(session: Runnable, feed: Mapping[str, Any]) -> float:
     return time.perf_counter() - before
 
 
+@cache
+def _library() -> Any:
+    """Return ONNX Runtime."""
+    import onnxruntime
+
+    return onnxruntime
+
+
+@cache
+def _errors() -> tuple[type[Exception], ...]:
+    """Return what its bindings raise: exceptions of their own, and plain ones for inputs they do not recognise."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as bindings
+
+    own = (kind for kind in vars(bindings).values() if isinstance(kind, type) and issubclass(kind, Exception))
+    return (*own, RuntimeError, ValueError, TypeError)
+
+
 def _options(level: Level, threads: int, *, mapped: bool) -> Any:
-    options = ort.SessionOptions()
-    options.graph_optimization_level = level.value
+    options = _library().SessionOptions()
+    options.graph_optimization_level = getattr(_library().GraphOptimizationLevel, level.value)
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.use_deterministic_compute = True
@@ -182,9 +194,9 @@ def _options(level: Level, threads: int, *, mapped: bool) -> Any:
 def _to_ortvalue(array: Array) -> Any:
     code = ir.DataType.from_numpy(array.dtype) if array.dtype.kind not in "OUST" else ir.DataType.STRING
     if code not in RAW_TYPES:
-        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array).reshape(array.shape))
+        return _library().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array).reshape(array.shape))
     raw = np.ascontiguousarray(array).reshape(array.shape).view(np.dtype(f"u{array.dtype.itemsize}"))
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, int(code))
+    return _library().OrtValue.ortvalue_from_numpy_with_onnx_type(raw, int(code))
 
 
 def _from_ortvalue(value: Any) -> Any:
@@ -202,9 +214,9 @@ def _translated(what: str) -> Iterator[None]:
     """Turn ONNX Runtime's exceptions, which have no common type but their module's, into `UnsupportedModel`."""
     try:
         yield
-    except ORT_ERRORS as error:
+    except _errors() as error:
         raise UnsupportedModel(
-            f"{what} in ONNX Runtime {ort.__version__}: {one_line(str(error))}",
+            f"{what} in ONNX Runtime {_library().__version__}: {one_line(str(error))}",
             remedy="run `bevel inspect` on the input, or skip the check with --no-verify",
         ) from error
 

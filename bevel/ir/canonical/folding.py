@@ -11,7 +11,6 @@ from typing import Final
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx.reference import ReferenceEvaluator
 
 from bevel.ir.canonical.constants import constant_of, known, replace_by_initializer
 from bevel.ir.canonical.dead import subgraphs
@@ -153,6 +152,8 @@ def evaluate(node: ir.Node, opset: int, arrays: Sequence[np.ndarray | None]) -> 
     opsets = [onnx.OperatorSetIdProto(version=opset)]
     function = onnx.FunctionProto(name="fold", input=names, output=proto.output, node=[proto], opset_import=opsets)
     feed = {name: array for name, array in zip(proto.input, arrays, strict=True) if array is not None}
+    from onnx.reference import ReferenceEvaluator  # here, for it takes 12 MB, and many graphs have nothing to compute
+
     evaluator = ReferenceEvaluator(function)
     try:
         with np.errstate(all="raise"):

@@ -3,7 +3,6 @@
 from typing import Any, Final
 
 import numpy as np
-from scipy.linalg import solve_triangular
 
 Array = np.ndarray[Any, Any]
 
@@ -28,6 +27,8 @@ def leading_factors(matrix: Array, rank: int, root: Array | None = None) -> tupl
     left, values, right = _leading(matrix if root is None else root.T @ matrix, rank)
     down = left * values
     if root is not None:
+        from scipy.linalg import solve_triangular  # here, as in `bevel.passes.fitting.second_order`
+
         down = solve_triangular(root, down, lower=True, trans="T")
     return _balanced(down, right)
 

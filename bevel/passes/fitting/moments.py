@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +14,10 @@ from bevel.passes.fitting.unfold import geometry, sums
 from bevel.passes.fitting.walk import Walk
 
 Array = np.ndarray[Any, Any]
+
+# Inputs whose products are summed at a time, and how many rows they are summed over at least.
+STRIP: Final = 512
+MANY: Final = 1024
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,11 @@ def reached(model: ir.Model, wanted: Sequence[ir.Node], context: Context) -> Ite
 
 def gather(layer: Layer, arrays: Iterable[Array], runtime: Runtime) -> Moments:
     """Return the moments of a layer's input."""
+    return _of_patches(layer, arrays, runtime) if layer.kernel else _of_rows(layer.sizes[layer.in_axis], arrays)
+
+
+def _of_patches(layer: Layer, arrays: Iterable[Array], runtime: Runtime) -> Moments:
+    """Return the moments of what is under the kernel of a convolution."""
     count, total, second = 0, np.zeros(()), np.zeros(())
     with runtime.open(sums(layer)) as runs:
         for array in arrays:
@@ -85,3 +94,31 @@ def gather(layer: Layer, arrays: Iterable[Array], runtime: Runtime) -> Moments:
             total = total + answer["total"].astype(np.float64)
             second = second + answer["second"].astype(np.float64)
     return Moments(count, total / max(count, 1), second / max(count, 1))
+
+
+def _of_rows(width: int, arrays: Iterable[Array]) -> Moments:
+    """Return the moments of the rows that a matrix reads, of which half the products say all."""
+    count, total, second = 0, np.zeros(width), np.zeros((width, width))
+    for rows in _together(width, arrays):
+        count += len(rows)
+        total += rows.sum(0)
+        for start in range(0, width, STRIP):
+            stop = start + STRIP
+            second[start:stop, :stop] += rows[:, start:stop].T @ rows[:, :stop]
+    second /= max(count, 1)
+    for start in range(0, width, STRIP):
+        stop = start + STRIP
+        second[start:stop, stop:] = second[stop:, start:stop].T
+    return Moments(count, total[None] / max(count, 1), second[None])
+
+
+def _together(width: int, arrays: Iterable[Array]) -> Iterator[Array]:
+    """Yield rows in single precision, so many at a time that their products take longer than to add these up."""
+    waiting: list[Array] = []
+    for array in arrays:
+        waiting.append(array.reshape(-1, width).astype(np.float32, copy=False))
+        if sum(map(len, waiting)) >= MANY:
+            yield np.concatenate(waiting) if len(waiting) > 1 else waiting[0]
+            waiting.clear()
+    if waiting:
+        yield np.concatenate(waiting)

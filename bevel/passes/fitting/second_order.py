@@ -14,7 +14,6 @@ from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 Array = np.ndarray[Any, Any]
 
@@ -33,19 +32,23 @@ class Damped:
     """
 
     def __init__(self, second: Array, share: float = DAMPING) -> None:
+        from scipy.linalg import cho_factor  # here, for scipy takes 20 MB, and passes without data do without it
+
         level = abs(np.trace(second)) / len(second)
         extra = share * level + LEAST_DIAGONAL
         while True:
             self.matrix: Array = second + extra * np.eye(len(second))
             try:
                 self._factor = cho_factor(self.matrix, lower=True, check_finite=True)
-            except LinAlgError:
+            except np.linalg.LinAlgError:
                 extra = max(extra, DAMPING * level) * MORE
             else:
                 return
 
     def solve(self, right: Array) -> Array:
         """Return `matrix^-1 right`."""
+        from scipy.linalg import cho_solve
+
         solution: Array = cho_solve(self._factor, right, check_finite=False)
         return solution
 

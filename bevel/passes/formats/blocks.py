@@ -140,9 +140,12 @@ def parts(shape: tuple[int, ...]) -> Iterator[Part]:
         yield slice(i * deep, (i + 1) * deep), slice(j * many, (j + 1) * many), slice(None), _run(k, wide)
 
 
-def each_part(shape: tuple[int, ...], work: Callable[[Part], None]) -> None:
-    """Do some work on every part of an array of blocks; side by side where there are many."""
-    each(parts(shape), work, prod(shape))
+def each_part(shape: tuple[int, ...], work: Callable[[Part], None], times: int = 1) -> None:
+    """Do some work on every part of an array of blocks; side by side where there are many.
+
+    `times` says how often the work goes through all elements.
+    """
+    each(parts(shape), work, prod(shape) * times)
 
 
 def each(items: Iterable[Item], work: Callable[[Item], None], many: int) -> None:

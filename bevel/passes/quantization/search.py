@@ -103,7 +103,7 @@ def search(
         if codes is not None:
             fmt.encoded(piece, found, long_rows(codes)[part])
 
-    each_part(rows.shape, work)
+    each_part(rows.shape, work, len(SPANS))
     return Grid(scale, zero)
 
 
