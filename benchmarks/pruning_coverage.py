@@ -10,9 +10,9 @@ of the channels everywhere but at its outputs, with no word about heads or group
 attributes say of them).
 
 *runs*: the pruned network can be run. *equal*: something was pruned, and it answers what the original answers with
-exactly the pruned places of its parameters set to zero, to 1e-3 of the largest output. Normalisations of which
-Torch-Pruning cuts a part take their statistics over the rest in the original as well; Bevel cuts none. Bevel's own
-verification comes on top: a network on which it fails counts as not running.
+exactly the pruned places of its parameters set to zero, to 1e-3 of the largest output; if not in single precision, then
+in double. Normalisations of which Torch-Pruning cuts a part take their statistics over the rest in the original as
+well; Bevel cuts none. Bevel's own verification comes on top: a network on which it fails counts as not running.
 
 *export* is Bevel's way from a module to a graph, *trace* Torch-Pruning's, *prune* what follows, *write* making the
 pruned weights, which Bevel does when they are asked for (it counts in the comparison), *verify* Bevel's check. With

@@ -19,6 +19,7 @@ import bevel
 from benchmarks.architectures import Architecture
 from benchmarks.torch_round_trip import apart, results
 from bevel.backends.onnxruntime import Level, Session
+from bevel.backends.torch import GraphModule
 
 RATIO = 0.5
 EQUAL = 1e-3
@@ -103,7 +104,7 @@ def with_bevel(row: Row, architecture: Architecture, exports: Path | None) -> No
     row.notes = step.notes
     with Session(model, level=Level.AS_WRITTEN) as session:
         found = [torch.from_numpy(np.asarray(array)) for array in session.run(arrays[0]).values()]
-    judge(row, found, module, feed, kept_by_bevel(model), {})
+    judge(row, found, module, feed, kept_by_bevel(model), {}, lambda: bevel.to_torch(model, verify=False).eval())
 
 
 def exported(module: nn.Module, feed: Mapping[str, Tensor], folder: Path | None) -> tuple[Any, float]:
@@ -160,7 +161,7 @@ def with_torch_pruning(row: Row, architecture: Architecture, *, hints: bool) -> 
     row.runs = True
     row.removed = 1 - count(module) / count(original)
     kept = {name: tensor.kept for name, tensor in module.named_parameters() if hasattr(tensor, "kept")}
-    judge(row, found, original, feed, kept, norms(module, kept))
+    judge(row, found, original, feed, kept, norms(module, kept), lambda: module)
 
 
 class Stopwatch:
@@ -268,26 +269,48 @@ def judge(
     feed: Mapping[str, Tensor],
     kept: Kept,
     cut: dict[str, nn.Module],
+    again: Callable[[], nn.Module],
 ) -> None:
     """Zero in `original` what was not kept, and compare; `original` is of no use afterwards.
 
-    The normalisations in `cut` take their statistics over the kept places only, as they do in the pruned network.
+    The normalisations in `cut` take their statistics over the kept places only, as they do in the pruned network. Where
+    the two differ, both are run in double precision, in which `again` gives the pruned network: some networks with
+    random weights multiply roundings until nothing else is left.
     """
     zero(original, kept)
     for name, small in cut.items():
         part = original.get_submodule(name)
         part.forward = over(part, small, torch.as_tensor(kept[f"{name}.weight"][0]))  # type: ignore[assignment]
-    with torch.no_grad():
-        expected = results(original(**feed))
-    pairs = list(zip(found, expected, strict=False))
-    row.error = max((apart(a, b) for a, b in pairs), default=float("inf"))
-    row.equal = len(found) == len(expected) and row.error <= EQUAL and bool(kept)
+    row.error = distance(found, answers(original, feed))
+    if not row.error <= EQUAL and kept:
+        single, double = row.error, {name: wide(tensor) for name, tensor in feed.items()}
+        row.error = distance(answers(again().double(), double), answers(original.double(), double))
+        row.notes = (*row.notes, f"compared in double precision; in single the error is {single:.1g}")
+    row.equal = row.error <= EQUAL and bool(kept)
     if not kept:
         row.reason = "; ".join(("nothing removed", *(note for note in row.notes if "statistics" in note)))[:240]
     if cut:
         row.notes = (*row.notes, f"{len(cut)} normalisations with other statistics")
     if not row.equal:
         row.reason = row.reason or f"other outputs: error {row.error:.2g}"
+
+
+def answers(module: nn.Module, feed: Mapping[str, Tensor]) -> list[Tensor]:
+    """Run a module on inputs given in its own order."""
+    with torch.no_grad():
+        return results(module(*feed.values()) if isinstance(module, GraphModule) else module(**feed))
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Return floats in double precision, and all else as it is."""
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def distance(found: list[Tensor], expected: list[Tensor]) -> float:
+    """Return the largest error of any output."""
+    if len(found) != len(expected):
+        return float("inf")
+    return max((apart(a, b) for a, b in zip(found, expected, strict=True)), default=float("inf"))
 
 
 def over(part: nn.Module, small: nn.Module, places: Tensor) -> Callable[[Tensor], Tensor]:
