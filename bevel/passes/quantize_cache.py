@@ -115,7 +115,9 @@ class QuantizeCache(Pass):
                 left[cache.name] = why
             else:
                 wanted.setdefault(cache.node, []).append(cache)
-        return [Unit(node, found, self.emit == "fast" and _in_kernel(found)) for node, found in wanted.items()], left
+        each = self.scale == "channel"
+        fast = {node for node, found in wanted.items() if self.emit == "fast" and _in_kernel(found, each=each)}
+        return [Unit(node, found, node in fast) for node, found in wanted.items()], left
 
     def _unfit(self, cache: Cache) -> str:
         """Say why a cache stays as it is, nothing if it need not."""
@@ -140,10 +142,10 @@ def _filled(feed: Feed, found: Sequence[Cache]) -> bool:
     return any(feed[cache.name] is not None and feed[cache.name].size for cache in found if cache.name in feed)
 
 
-def _in_kernel(found: Sequence[Cache]) -> bool:
+def _in_kernel(found: Sequence[Cache], *, each: bool) -> bool:
     """Tell whether ONNX Runtime's kernel takes these caches as codes: keys and values, given out as they are."""
     return len(found) == 2 and all(
-        cache.grouped and cache.present in cache.node.outputs and cache.rank == 4 and len(cache.channels) == 2
+        cache.grouped and cache.present in cache.node.outputs and (len(cache.channels) == 2 or not each)
         for cache in found
     )
 
