@@ -38,6 +38,7 @@ __all__ = [
     "Progress",
     "Promise",
     "Range",
+    "Rounder",
     "Runs",
     "Runtime",
     "Slope",
@@ -112,6 +113,24 @@ Slope: TypeAlias = Literal["fisher", "predicted", "curvature", "flow"]
 """A kind of gradient that needs no labels; `bevel/backends/torch/gradients.py` says what each is."""
 
 
+class Rounder(Protocol):
+    """Chooses codes of the weights of a part of a model together, by how far its output is off."""
+
+    def __call__(
+        self,
+        model: ir.Model,
+        feeds: Sequence[Mapping[str, Any]],
+        wanted: Iterable[np.ndarray],
+        weights: Mapping[str, Mapping[str, Any]],
+        seed: int,
+    ) -> tuple[Mapping[str, tuple[np.ndarray, np.ndarray]], float, float]:
+        """Return what was chosen of each weight, and the relative error of the output before and after.
+
+        `bevel/backends/torch/rounding.py` says what is given and returned. Raises `UnsupportedModel` where torch cannot
+        differentiate the part.
+        """
+
+
 class Runtime(Protocol):
     """What executes models for a pass, which sees no backend itself."""
 
@@ -150,6 +169,9 @@ class Runtime(Protocol):
 
         `bevel/backends/torch/routers.py` says what the arrays are. Raises `UsageError` where PyTorch is not installed.
         """
+
+    def rounding(self) -> Rounder:
+        """Return what chooses the codes of a part of a model. Raises `UsageError` where PyTorch is not installed."""
 
 
 # Statistics of a layer's input come from a few thousand rows (tokens, pixels) at least: 128 samples have more.

@@ -1,6 +1,6 @@
 """What the pipeline hands to passes that have to run models: ONNX Runtime, and PyTorch for gradients."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -38,4 +38,9 @@ class Execution:
     def router(self, *seen: Any, **options: Any) -> Sequence[np.ndarray[Any, Any]]:
         """Return the weights and constants of a router that was trained in PyTorch, which is imported now."""
         found: Sequence[np.ndarray[Any, Any]] = backend("routers").trained(*seen, **options)
+        return found
+
+    def rounding(self) -> Callable[..., Any]:
+        """Return what chooses codes in PyTorch, which is imported now."""
+        found: Callable[..., Any] = backend("rounding").rounded
         return found

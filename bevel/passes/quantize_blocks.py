@@ -20,6 +20,7 @@ from bevel.passes.formats.schemes import encoded
 from bevel.passes.outputs import Outputs
 from bevel.passes.quantization.axes import better_axes
 from bevel.passes.quantization.branches import branched
+from bevel.passes.quantization.cbq import CrossBlock
 from bevel.passes.quantization.encoding import Branch, Encoder, Metric, Rounding
 from bevel.passes.quantization.experts import Experts, apart, experts
 from bevel.passes.quantization.forms import Form, Found, Storage
@@ -55,8 +56,10 @@ class QuantizeBlocks(Pass):
     fits them to an error that forgives outliers; it is for formats with zero points. `gptq` looks at the calibration
     data (made up if there are none): inputs not yet quantized make up for the errors of those that are, layer after
     layer, each with what the quantized layers before it left of its inputs. `adaround` learns of each weight instead
-    whether it is rounded up or down, and then takes the best codes of one input after the other. Tables of Gather, and
-    what is read more than once, are then as with `clip`.
+    whether it is rounded up or down, and then takes the best codes of one input after the other. `cbq` goes on from the
+    codes of `gptq`: those of two neighbouring residual blocks at a time, and their scales, go down the slope of the
+    error that the blocks' output has, window after window; it needs PyTorch, and layers outside of blocks stay as with
+    `gptq`. Tables of Gather, and what is read more than once, are then as with `clip`.
 
     Some formats have no blocks: `ptq161` has a sign for most weights, `vq` and `lr2vq` have codes for vectors of them,
     `pvq` has directions. They are small in the file alone; axis, block and rounding say nothing to them, but with
@@ -83,9 +86,10 @@ class QuantizeBlocks(Pass):
 
     Example: quantize-blocks{formats=uint2,uint4,uint8 bits=4.5 block=32 rounding=gptq}
 
-    Source: Frantar et al. 2023, GPTQ; Nagel et al. 2020, AdaRound; Badri and Shaji 2023, HQQ; Rouhani et al. 2023,
-    Microscaling Data Formats; Zhao et al. 2024, MixDQ (mixed formats); Yao et al. 2023, ZeroQuant-V2 (lorc); Li et al.
-    2024, SVDQuant; Heo et al. 2024, Rethinking Channel Dimensions (AdaDim, `axis=auto`).
+    Source: Frantar et al. 2023, GPTQ; Nagel et al. 2020, AdaRound; Ding et al. 2024, CBQ; Cheng et al. 2024, SignRound;
+    Badri and Shaji 2023, HQQ; Rouhani et al. 2023, Microscaling Data Formats; Zhao et al. 2024, MixDQ (mixed formats);
+    Yao et al. 2023, ZeroQuant-V2 (lorc); Li et al. 2024, SVDQuant; Heo et al. 2024, Rethinking Channel Dimensions
+    (AdaDim, `axis=auto`).
     """
 
     name: ClassVar[str] = "quantize-blocks"
@@ -277,6 +281,20 @@ class QuantizeBlocks(Pass):
     def _learnt(
         self, model: ir.Model, planned: Sequence[Sequence[Entry]], ledger: Ledger, context: Context, shown: Shown
     ) -> Iterator[Stored]:
+        """Yield the weights that learn from data, layer by layer, or once their windows have settled."""
+        if self.rounding != "cbq":
+            for entry, result in self._in_order(model, planned, context, shown):
+                yield from ledger.take(entry, result)
+            return
+        settle = CrossBlock(model, context)
+        results = dict(self._in_order(model, planned, context, shown))
+        ledger.more.extend(settle(results, shown))
+        for entry, result in results.items():
+            yield from ledger.take(entry, result)
+
+    def _in_order(
+        self, model: ir.Model, planned: Sequence[Sequence[Entry]], context: Context, shown: Shown
+    ) -> Iterator[tuple[Entry, Result | None]]:
         """Yield each layer's weight, its inputs being what the quantized layers before it give."""
         firsts = {unit[0].target.node: unit for unit in planned}
         layers = [unit[0].target.layer for unit in planned if unit[0].target.layer is not None]
@@ -285,8 +303,7 @@ class QuantizeBlocks(Pass):
             results = self._encoder.together(unit, moment.second if moment.finite and moment.count else None)
             pairs = list(zip(unit, results, strict=True))
             shown.show_alone([(entry.target, result.found) for entry, result in pairs if result is not None])
-            for entry, result in pairs:
-                yield from ledger.take(entry, result)
+            yield from pairs
 
     def _in_turn(self, turn: Lock, unit: Sequence[Entry]) -> Sequence[Result | None]:
         """Return weights in their forms; large ones, whose parts run side by side, wait for each other."""

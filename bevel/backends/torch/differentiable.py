@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bevel.backends.torch.conversion import to_torch
@@ -39,8 +40,9 @@ class Differentiable:
         names = _told_apart(model)
         self.module: GraphModule = to_torch(model)
         found = dict(self.module.named_parameters())
-        self.names = [name for key, name in names.items() if key in found]
-        self.weights = [found[key] for key in names if key in found]
+        self.keys = {name: key for key, name in names.items() if key in found}
+        self.names = list(self.keys)
+        self.weights = [found[key] for key in self.keys.values()]
         if not self.weights:
             raise UnsupportedModel("there is no weight to differentiate by", where="model", remedy=OTHERWISE)
         self.type = torch.float64 if exact else None
@@ -48,11 +50,12 @@ class Differentiable:
             self.type = self.type or torch.float32
             self.module.to(self.type)
 
-    def run(self, feed: Mapping[str, Any]) -> list[Any]:
-        """Return the outputs as they depend on the weights."""
+    def run(self, feed: Mapping[str, Any], instead: Mapping[str, Tensor] | None = None) -> list[Any]:
+        """Return the outputs as they depend on the weights, or on other tensors in place of some, by initializer."""
         arguments = {name: self._typed(value) for name, value in arguments_of(self.module, feed).items()}
+        given = {self.keys[name]: self._typed(tensor) for name, tensor in (instead or {}).items()}
         with _explained("does not run in torch"), sdpa_kernel(SDPBackend.MATH):  # the others differentiate only once
-            results = self.module(**arguments)
+            results = functional_call(self.module, given, (), arguments) if given else self.module(**arguments)
         return list(results) if len(self.module.outputs) != 1 else [results]
 
     def _typed(self, value: Any) -> Any:

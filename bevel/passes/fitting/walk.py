@@ -55,6 +55,13 @@ class Walk:
 
     def ahead(self, value: ir.Value) -> Iterator[Array]:
         """Yield what a value that is still to come would be, feed by feed; the walk stays where it is."""
+        model, feeds = self.stretch(value)
+        with self._runtime.open(model) as runs:
+            for feed in feeds:
+                yield runs.run(feed)[value.name or ""]
+
+    def stretch(self, value: ir.Value) -> tuple[ir.Model, list[dict[str, Any]]]:
+        """Return what leads from here to a value that is still to come, as a model, and what it is given, by feed."""
         needed: set[ir.Node] = set()
         pending = [value]
         while pending:
@@ -70,9 +77,7 @@ class Walk:
         piece = sorted(needed, key=self._place.__getitem__)
         taken = [each for node in piece for each in uses(node)]
         model, inputs = self._piece([*self._makers(taken), *piece], [value])
-        with self._runtime.open(model) as runs:
-            for feed in self._feeds:
-                yield runs.run({each.name or "": feed[each] for each in inputs if each in feed})[value.name or ""]
+        return model, [{each.name or "": feed[each] for each in inputs if each in feed} for feed in self._feeds]
 
     def _constant(self, value: ir.Value) -> Array:
         """Return what is computed from weights alone, as they are now."""

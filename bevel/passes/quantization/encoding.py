@@ -23,7 +23,7 @@ from bevel.passes.quantization.schemed import Schemed
 from bevel.passes.quantization.writing import stored
 
 Array = np.ndarray[Any, Any]
-Rounding: TypeAlias = Literal["nearest", "clip", "hqq", "gptq", "adaround"]
+Rounding: TypeAlias = Literal["nearest", "clip", "hqq", "gptq", "adaround", "cbq"]
 Branch: TypeAlias = Literal["none", "lorc", "svdquant"]
 Metric: TypeAlias = Literal["weights", "inputs"]
 

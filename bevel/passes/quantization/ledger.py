@@ -63,11 +63,15 @@ def units(entries: Sequence[Entry]) -> list[list[Entry]]:
 
 @dataclass
 class Ledger:
-    """The weights so far, and why others were left alone; `repairs` says that thin matrices are asked for."""
+    """The weights so far, why others were left alone, and what else is to be said.
+
+    `repairs` says that thin matrices are asked for.
+    """
 
     left: dict[str, str]
     repairs: bool = False
     entries: list[Entry] = field(default_factory=list)
+    more: list[str] = field(default_factory=list)
 
     def take(self, entry: Entry, result: Result | None) -> Iterator[Stored]:
         """Note what became of a weight, and yield what is stored of it, if anything."""
@@ -94,6 +98,7 @@ class Ledger:
             yield "no weight was quantized"
         yield from self._stored()
         yield from self._beside()
+        yield from self.more
         for why, names in by_reason(self.left).items():
             yield f"left alone, {why}: {listed(names, NAMED)}"
         yield from self._errors("weight", {each.name: each.error for each in self.entries})

@@ -17,7 +17,7 @@ Array = np.ndarray[Any, Any]
 
 MEASURES: Final = {"hqq": FORGIVING}
 # What chooses codes with the second moments of inputs at hand.
-LEARNT: Final = {"gptq": compensated, "adaround": adaptive}
+LEARNT: Final = {"gptq": compensated, "adaround": adaptive, "cbq": compensated}
 
 
 def quantized(matrix: Array, fmt: Format, axis: Axis, block: int, rounding: str) -> Quantized:
