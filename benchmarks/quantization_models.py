@@ -44,13 +44,18 @@ LEAST = 1e-9  # of a probability
 
 @dataclass(frozen=True)
 class Network:
-    """A model file, calibration data, what a file of it is worth, and inputs of so many rows."""
+    """A model file, calibration data, what a file of it is worth, and inputs of so many rows.
+
+    `decides` is the column that results are compared by, and `best` takes the best of them.
+    """
 
     path: Path
     feeds: list[Feed]
     quality: Callable[[Path], Iterator[str]]
     columns: tuple[str, ...]
     rows: Callable[[int], Feed]
+    decides: str
+    best: Callable[..., Any] = min
 
 
 def synthetic(folder: Path, options: argparse.Namespace) -> Network:
@@ -84,7 +89,7 @@ def synthetic(folder: Path, options: argparse.Namespace) -> Network:
         found = answers(result, test)
         yield f"{np.linalg.norm(found - wanted) / np.linalg.norm(wanted):.4f}"
 
-    return Network(path, feeds, quality, ("error",), lambda count: {"x": inputs[0][:count]})
+    return Network(path, feeds, quality, ("error",), lambda count: {"x": inputs[0][:count]}, "error")
 
 
 def minilm(folder: Path, _: argparse.Namespace) -> Network:
@@ -110,7 +115,8 @@ def minilm(folder: Path, _: argparse.Namespace) -> Network:
     def rows(count: int) -> Feed:
         return functions.feed([[int(number) for number in np.arange(count) + 1000]])
 
-    return Network(path, functions.feeds(corpus["calibration"]), quality, ("cosine error", "MRR"), rows)
+    calibration = functions.feeds(corpus["calibration"])
+    return Network(path, calibration, quality, ("cosine error", "MRR"), rows, "cosine error")
 
 
 def magika(folder: Path, _: argparse.Namespace) -> Network:
@@ -127,7 +133,8 @@ def magika(folder: Path, _: argparse.Namespace) -> Network:
         yield f"{(wanted * np.log((wanted + LEAST) / (given + LEAST))).sum(1).mean():.5f}"
 
     calibration = batches(name, found["calibration"])
-    return Network(path, calibration, quality, ("agreement", "KL"), lambda count: {name: found["test"][:count]})
+    columns = "agreement", "KL"
+    return Network(path, calibration, quality, columns, lambda count: {name: found["test"][:count]}, "KL")
 
 
 def gpt(folder: Path, _: argparse.Namespace) -> Network:
@@ -138,7 +145,9 @@ def gpt(folder: Path, _: argparse.Namespace) -> Network:
     def quality(result: Path) -> Iterator[str]:
         yield f"{made.perplexity(bevel.load(result)):.4f}"
 
-    return Network(path, feeds, quality, ("perplexity",), lambda count: {"ids": feeds[0]["ids"][:1, :count]})
+    return Network(
+        path, feeds, quality, ("perplexity",), lambda count: {"ids": feeds[0]["ids"][:1, :count]}, "perplexity"
+    )
 
 
 def digits(folder: Path, _: argparse.Namespace) -> Network:
@@ -152,7 +161,8 @@ def digits(folder: Path, _: argparse.Namespace) -> Network:
         yield f"{(given == wanted).mean():.3f}"
 
     columns = "accuracy", "agreement"
-    return Network(path, list(shipped.feeds()), quality, columns, lambda count: {"image": shipped.image[:count]})
+    feeds = list(shipped.feeds())
+    return Network(path, feeds, quality, columns, lambda count: {"image": shipped.image[:count]}, "agreement", max)
 
 
 def saved(model: ir.Model, folder: Path) -> Path:

@@ -1,0 +1,116 @@
+"""Quantize one file with one tool, and say what that took: the process that `benchmarks/quantization.py` starts.
+
+    python -m benchmarks.quantization_child '{"tool": "bevel", "method": ..., "source": ..., "result": ...}'
+
+It imports the tool that it runs and nothing else, so that its peak is that tool's. The clock stands while modules are
+imported that a caller names; what they import later counts. Calibration data are in `feeds.npz` beside the source. What
+is printed: seconds, processor seconds, and bytes of resident memory at the peak.
+"""
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Array: TypeAlias = np.ndarray[Any, Any]
+Feeds: TypeAlias = list[dict[str, Array]]
+
+
+def main() -> None:
+    measured(**json.loads(sys.argv[1]))
+
+
+def measured(tool: str, source: str, result: str, **options: Any) -> None:
+    with np.load(Path(source).with_name("feeds.npz")) as kept:
+        feeds = unpacked(kept)
+    run = (ours if tool == "bevel" else theirs)(**options)
+    wall, cpu = time.perf_counter(), time.process_time()
+    with quiet():
+        run(source, result, feeds)
+    spent = time.perf_counter() - wall, time.process_time() - cpu
+    status = Path("/proc/self/status").read_text()
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert peak is not None
+    print(json.dumps([*spent, int(peak[1]) * 1024]))
+
+
+def ours(recipe: str) -> Callable[[str, str, Feeds], None]:
+    """Return what runs passes; `ONLY` in the recipe stands for the layers."""
+    from bevel import load, optimize, save
+    from bevel.passes.fitting.layers import layers
+
+    def run(source: str, result: str, feeds: Feeds) -> None:
+        model = load(source)
+        names = ",".join(f'"{layer.node.name}"' for layer in layers(model))
+        optimize(model, recipe.replace("ONLY", names), calibration=feeds, verify=False)
+        save(model, result)
+
+    return run
+
+
+def theirs(method: str, bits: int, block: int) -> Callable[[str, str, Feeds], None]:
+    """Return what runs ONNX Runtime's quantizer of weights."""
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader
+    from onnxruntime.quantization import matmul_nbits_quantizer as tool
+
+    class Reader(CalibrationDataReader):
+        def __init__(self, feeds: Feeds) -> None:
+            self.rest = iter(feeds)
+
+        def get_next(self) -> dict[str, Array] | None:
+            return next(self.rest, None)
+
+    def config(feeds: Feeds) -> tool.WeightOnlyQuantConfig:
+        if method == "hqq":
+            return tool.HQQWeightOnlyQuantConfig(block_size=block, bits=bits)
+        if method == "k-quant":
+            return tool.KQuantWeightOnlyQuantConfig()
+        if method == "gptq":
+            return tool.GPTQWeightOnlyQuantConfig(calibration_data_reader=Reader(feeds), block_size=block)
+        symmetric = method == "nearest"
+        return tool.DefaultWeightOnlyQuantConfig(block, is_symmetric=symmetric, accuracy_level=4, bits=bits)
+
+    def run(source: str, result: str, feeds: Feeds) -> None:
+        quantizer = tool.MatMulNBitsQuantizer(
+            onnx.load(source), bits=bits, block_size=block, accuracy_level=4, algo_config=config(feeds)
+        )
+        quantizer.process()
+        quantizer.model.save_model_to_file(result)
+
+    return run
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what a tool prints out of the result."""
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+
+
+def packed(feeds: Feeds) -> dict[str, Array]:
+    return {f"{place}/{name}": array for place, feed in enumerate(feeds) for name, array in feed.items()}
+
+
+def unpacked(kept: Any) -> Feeds:
+    feeds: dict[int, dict[str, Array]] = {}
+    for key in kept.files:
+        place, name = key.split("/", 1)
+        feeds.setdefault(int(place), {})[name] = kept[key]
+    return [feeds[place] for place in sorted(feeds)]
+
+
+if __name__ == "__main__":
+    main()
