@@ -48,11 +48,11 @@ MEASURED: Final = (
 TIMED: Final = {
     "grouped": (
         QuantizeCache(),
-        QuantizeCache(emit="portable"),
         QuantizeCache(bits=4),
+        QuantizeCache(emit="portable"),
         QuantizeCache(bits=4, emit="portable"),
     ),
-    "appended": (QuantizeCache(), QuantizeCache(bits=4)),
+    "appended": (QuantizeCache(), QuantizeCache(scale="tensor"), QuantizeCache(bits=4)),
 }
 PROMPT: Final = np.zeros((1, 256), np.int64)
 TOKEN: Final = np.zeros((1, 1), np.int64)
@@ -109,9 +109,10 @@ Run = Callable[[], object]
 
 def speed(form: str, contexts: Sequence[int]) -> Table:
     """Return how much faster decoders with codes are than the one with floats."""
-    model, columns = random(form), [f"step behind {context}" for context in contexts]
+    model, columns = random(form), [f"behind {context}" for context in contexts]
     in_place = [f"{column}, in place" for column in columns] if form == "grouped" else []
     table = Table("caches", f"prompt of {PROMPT.size}", *columns, *in_place, title=f"{form}: times as fast as floats")
+    table.columns[0].no_wrap = True
     for step in TIMED[form]:
         small = model.clone()
         bevel.optimize(small, step, calibration=[feed(PROMPT, caches_of(model, 0), PROMPT.size)], verify=False)

@@ -138,12 +138,15 @@ def test_what_is_left_alone_is_named():
         QuantizeCache(bits=5)
 
 
-def test_caches_stay_in_floats_where_the_error_would_be_too_large():
+def test_caches_get_more_bits_or_stay_in_floats_where_the_error_would_be_too_large():
     model = decoder("appended")
     coarse = QuantizeCache(bits=4, calibration="percentile", percentile=80.0)
     report = bevel.optimize(model, coarse, calibration=feeds(4), max_error=0.3)
     assert 0 < report.error <= 0.3
     assert "left in floats: past_value: the error of the outputs would be above 0.3" in report.steps[0].notes
+    report = bevel.optimize(decoder("appended"), QuantizeCache(bits=4), calibration=feeds(4), max_error=0.063)
+    assert [note.rpartition(" ")[2] for note in report.steps[0].notes[:2]] == ["past_key", "past_value"]
+    assert "4 bits" in report.steps[0].notes[0] and "8 bits" in report.steps[0].notes[1] and report.error <= 0.063
     with pytest.raises(PromiseBroken, match="most sensitive: past_"):
         bevel.optimize(decoder("grouped"), QuantizeCache(bits=4), calibration=feeds(4), max_error=1e-3)
 
