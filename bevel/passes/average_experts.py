@@ -43,8 +43,10 @@ class AverageExperts(Pass):
     parts of one layer, whose outputs are added up, are joined into a layer that has the hidden entries of all.
 
     how=auto tells them apart: gates that are equal for all experts taken or add up to more than one, and no entries
-    alike, say parts. Asking for the mean of parts, or for the sum of alternatives, is refused. A shared expert stays
-    beside the layer.
+    alike, say parts. Asking for the mean of parts, or for the sum of alternatives, is refused.
+
+    A shared expert, which every row takes as it is, gives the layer its entries as well: a layer that was divided into
+    a shared expert and others comes back as one. One with a gate of its own, or another activation, stays beside it.
 
     Promise: Lossy; where all parts run, or all copies are equal and gates add up to the same for every row, what is
     written gives the same up to the order of sums, which is checked and said.
@@ -79,19 +81,21 @@ class AverageExperts(Pass):
 
     def run(self, model: ir.Model, context: Context) -> Outcome:
         """Find the mixtures, decide what each becomes, check that, and write it."""
-        return rewrite(self, model, context, self._change, "are dense layers")
+        return rewrite(self, model, context, self._change, "are dense layers", shared=True)
 
     def _change(self, usage: Usage, context: Context) -> Change:
         mixture = usage.mixture
         alike = _alike(mixture.experts)
         if self._joins(mixture, alike):
             expert = _with_shared(joined(mixture.experts).scaled(_gain(mixture)), mixture)
-            return Change(usage, (expert,), None, f"{len(mixture.experts)} parts joined, {expert.size} entries")
+            return Change(
+                usage, (expert,), None, f"{len(mixture.experts)} parts joined{_told(mixture)}, {expert.size} entries"
+            )
         shares = self._counted(usage)
         by = "none" if self.align == "auto" and alike >= ALIKE else self.align
         like = int(usage.counts.argmax())
         ordered = matched(mixture, mixture.experts, like, usage.rows, by, context.runtime)
-        said = f"mean of {len(ordered)} experts, alike by {_alike(ordered):.2f}"
+        said = f"mean of {len(ordered)} experts{_told(mixture)}, alike by {_alike(ordered):.2f}"
         if by != "none":
             said += f" (by {alike:.2f} before they were put in order)"
         expert = _with_shared(mean(ordered, shares).scaled(usage.total), mixture)
@@ -160,6 +164,10 @@ class AverageExperts(Pass):
 def _with_shared(expert: Expert, mixture: Mixture) -> Expert:
     """Return a layer with the entries of the shared expert, too, which every row takes."""
     return expert if mixture.shared is None else joined([expert, mixture.shared])
+
+
+def _told(mixture: Mixture) -> str:
+    return "" if mixture.shared is None or not mixture.shared.size else " and the shared one"
 
 
 def _alike(experts: Sequence[Expert]) -> float:

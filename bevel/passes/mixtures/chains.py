@@ -41,14 +41,17 @@ def is_float(value: ir.Value) -> bool:
 
 
 class Chains:
-    """The layers of experts among nodes that lie between `given`, the logits and where their outputs meet."""
+    """The layers of experts among nodes that lie between `given`, the logits and where their outputs meet.
+
+    `chosen` are the numbers of the experts that rows take.
+    """
 
     def __init__(
         self,
         inside: Sequence[ir.Node],
         given: ir.Value,
         logits: ir.Value,
-        choice: ir.Node,
+        chosen: ir.Value,
         experts: int,
         summing: Container[ir.Node],
         fixed: Callable[[ir.Value], bool],
@@ -59,7 +62,7 @@ class Chains:
         self.fixed = fixed
         self.rows = _floats_of(inside, given)
         self.weighed = _floats_of(inside, logits)
-        self.routed = _forward(inside, choice.outputs[1], self.rows | self.weighed)
+        self.routed = _forward(inside, chosen, self.rows | self.weighed)
         self.above: dict[ir.Value, frozenset[ir.Node]] = {}  # the products that a value comes of
         self.reads: dict[ir.Node, ir.Value] = {}  # what a product reads of the rows
 
@@ -144,7 +147,8 @@ class Chains:
             if is_float(each) and each.is_initializer() and len(sizes) > 1 and self.experts in sizes:
                 return True
             node = each.producer()
-            given = () if node is None or node in self.summing else [one for one in node.inputs if one is not None and one not in seen]
+            read = () if node is None or node in self.summing else node.inputs
+            given = [one for one in read if one is not None and one not in seen]
             seen.update(given)
             pending.extend(one for one in given if one in self.routed or self.fixed(one))
         return False

@@ -175,7 +175,8 @@ class Mixture:
 
     `logits` has a number for each expert and row, of which the `active` largest are taken. `name` is that of the node
     which chooses, `form` says what the mixture is made of. Channels stand along `axis` of input and output. `shared` is
-    what every row gets besides, if that is part of it.
+    what every row gets besides, if that is part of it. `others` are read for their sizes. `rounded`: what the graph
+    multiplies is rounded to 8 bits, so that the description is not as near.
     """
 
     name: str
@@ -189,6 +190,8 @@ class Mixture:
     activation: Activation
     axis: int = LAST
     shared: Expert | None = None
+    others: tuple[ir.Value, ...] = ()
+    rounded: bool = False
 
     @property
     def channels(self) -> tuple[int, int]:

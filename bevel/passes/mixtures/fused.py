@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -24,21 +23,13 @@ INTERLEAVED: Final = 1
 END_TO_END: Final = 2
 
 
-@dataclass(frozen=True, eq=False)
-class Fused:
-    """A mixture that is one node; its gating is still to be found. `rounded`: its kernel rounds what it multiplies."""
-
-    mixture: Mixture
-    rounded: bool
-
-
 def is_mixture(node: ir.Node) -> bool:
     """Say whether a node is a mixture of experts by itself."""
     return node.domain == MICROSOFT and node.op_type in ("MoE", "QMoE")
 
 
-def fused(model: ir.Model) -> Iterator[tuple[ir.Node, Fused | Unlike]]:
-    """Yield the nodes that are mixtures, and what they are or why that cannot be said."""
+def fused(model: ir.Model) -> Iterator[tuple[ir.Node, Mixture | Unlike]]:
+    """Yield the nodes that are mixtures, and what they are, but for their gating, or why that cannot be said."""
     for node in model.graph:
         if is_mixture(node):
             try:
@@ -47,12 +38,11 @@ def fused(model: ir.Model) -> Iterator[tuple[ir.Node, Fused | Unlike]]:
                 yield node, why
 
 
-def _fused(node: ir.Node, model: ir.Model) -> Fused:
+def _fused(node: ir.Node, model: ir.Model) -> Mixture:
     given, logits = node.inputs[0], node.inputs[1]
     if given is None or logits is None or given.dtype != ir.DataType.FLOAT:
         raise Unlike("it computes in another type than FLOAT")
-    rounded = node.op_type == "QMoE"
-    layers = _packed(node) if rounded else _plain(node)
+    layers = _packed(node) if node.op_type == "QMoE" else _plain(node)
     first, second, third = layers
     assert first is not None and second is not None
     gated = third is not None or _text(node, "activation_type", "relu") == "swiglu"
@@ -70,7 +60,7 @@ def _fused(node: ir.Node, model: ir.Model) -> Fused:
     name = node.name or node.outputs[0].name or ""
     activation = _activation(node, model, gated=gated)
     made = (name, node.op_type, given, logits, node.outputs[0], active, Gating("one"), tuple(experts), activation)
-    return Fused(Mixture(*made), rounded)
+    return Mixture(*made, rounded=node.op_type == "QMoE")
 
 
 def _plain(node: ir.Node) -> list[tuple[Array, Array] | None]:

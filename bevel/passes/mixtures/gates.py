@@ -25,7 +25,9 @@ def gating_of(made: Mixture, probe: Probe, runtime: Runtime, limit: float) -> Ga
     wanted = probe.output.astype(np.float64) - made.always(probe.rows, runtime)
     found: list[tuple[float, Gating]] = []
     for kind in KINDS if made.gating.threshold is None else COUNTED_KINDS:
-        answer = np.einsum("re,erc->rc", replace(made.gating, kind=kind).gates(probe.logits, made.active), outputs)
+        answer = np.einsum(
+            "re,erc->rc", replace(made.gating, kind=kind, scale=1.0).gates(probe.logits, made.active), outputs
+        )
         scale = _snapped(float((answer * wanted).sum() / max(float(np.square(answer).sum()), 1e-30)), limit * SNAP)
         error = np.abs(scale * answer - wanted).max() / max(float(np.abs(wanted).max()), 1e-30)
         found.append((float(error), replace(made.gating, kind=kind, scale=scale)))

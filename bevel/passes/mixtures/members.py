@@ -14,7 +14,7 @@ from bevel.passes.base import Runtime
 from bevel.passes.mixtures.chains import Chain, Unlike
 from bevel.passes.mixtures.description import Activation, Expert, taken
 from bevel.passes.mixtures.probing import Probe
-from bevel.passes.mixtures.reading import Layout, Weights, experts, form, opened
+from bevel.passes.mixtures.reading import Weights, channels_of, experts, form, layout_of, opened
 from bevel.passes.mixtures.region import Region
 from bevel.passes.mixtures.rows import rows_of
 
@@ -48,7 +48,7 @@ def members(
     (given,) = _values(model, region, [chain.given], probe, runtime)
     whole = chain.weights[0].producer() is None or given.shape[0] == region.experts
     sizes = given[:1] if whole and given.ndim > 2 and given.shape[0] == region.experts else given
-    parts = form(model, chain, _layout(sizes, probe.rows), width, stacks[0], runtime)
+    parts = form(model, chain, layout_of(sizes, probe.rows), width, stacks[0], runtime)
     return Members(tuple(experts(model, parts, stacks, width, runtime)), parts.activation(model))
 
 
@@ -60,7 +60,7 @@ def _apart(model: ir.Model, region: Region, probe: Probe, mask: Array, width: in
     activation: Activation | None = None
     for chain in region.chains:
         weights = {value: arrays[value] for value in chain.weights}
-        parts = form(model, chain, _layout(arrays[chain.given], probe.rows), width, weights, runtime)
+        parts = form(model, chain, layout_of(arrays[chain.given], probe.rows), width, weights, runtime)
         found += experts(model, parts, [weights], width, runtime)
         activation = activation or parts.activation(model)
     assert activation is not None
@@ -74,7 +74,7 @@ def _entries(model: ir.Model, region: Region, probe: Probe, active: int, width: 
     """Return experts that are hidden entries of one layer, which those that are not taken have multiplied by zero."""
     (chain,) = region.chains
     (given,) = _values(model, region, [chain.given], probe, runtime)
-    parts = form(model, chain, _layout(given, probe.rows), width, {}, runtime)
+    parts = form(model, chain, layout_of(given, probe.rows), width, {}, runtime)
     (whole,) = experts(model, parts, [{}], width, runtime)
     owners = _owners(model, region, probe, active, parts.read.channels - parts.read.rank, whole.size, runtime)
     alone = replace(whole, constant=np.zeros_like(whole.constant))
@@ -139,27 +139,9 @@ def _numbers(region: Region, arrays: Weights, probe: Probe, mask: Array) -> list
 
 
 def _rows_read(array: Array, places: Mapping[bytes, int], width: int) -> frozenset[int]:
-    layout = _channels(array, places, width)
+    layout = channels_of(array, places, width)
     rows = np.moveaxis(array, layout, -1).reshape(-1, width)
     return frozenset(places[np.ascontiguousarray(row).tobytes()] for row in rows)
-
-
-def _channels(array: Array, places: Mapping[bytes, int], width: int) -> int:
-    """Return which axis of an array has the channels: along it, its entries are rows."""
-    for axis in reversed(range(array.ndim)):
-        if array.shape[axis] == width:
-            row = np.moveaxis(array, axis, -1).reshape(-1, width)[:1]
-            if all(np.ascontiguousarray(each).tobytes() in places for each in row):
-                return axis
-    raise Unlike("its experts do not read rows of what the router reads")
-
-
-def _layout(array: Array, rows: Array) -> Layout:
-    """Return how rows lie in what the experts read."""
-    places = {row.tobytes(): place for place, row in enumerate(rows)}
-    channels = _channels(array, places, rows.shape[1])
-    others = [axis for axis in range(array.ndim) if axis != channels]
-    return Layout(array.ndim, max(others, key=lambda axis: (array.shape[axis], -axis)), channels)
 
 
 def _stacks(model: ir.Model, region: Region, active: int, runtime: Runtime) -> list[dict[ir.Value, Array]]:

@@ -12,14 +12,24 @@ import onnx_ir as ir
 from bevel.ir.piece import piece
 from bevel.passes.base import Context, Runtime
 from bevel.passes.mixtures.chains import Unlike
+from bevel.passes.mixtures.description import Mixture
 from bevel.passes.mixtures.reading import opened
 from bevel.passes.mixtures.rows import LAST, in_shape, leading, rows_of
 
 Array = np.ndarray[Any, Any]
 
+# How far the description may be from the graph, relative to the largest output: sums in another order, three in a row.
+NEAR: Final = 1e-4
+# QMoE's kernel rounds what it multiplies to 8 bits, by row: half a step of 1/127 in two products, doubled.
+COARSE: Final = 3e-2
 LEAST_ROWS: Final = 32
 BOOST: Final = 4.0
 """What is added to a logit so that a row surely takes that expert: logits are drawn from a standard normal."""
+
+
+def limit_of(mixture: Mixture) -> float:
+    """Return how far a description may be from the graph."""
+    return COARSE if mixture.rounded else NEAR
 
 
 @dataclass(frozen=True, eq=False)

@@ -219,3 +219,21 @@ def _affine(
         for part, array, constant in zip(parts, found, constants, strict=True):
             part.append(array[: width - start] - constant)
     return [(np.concatenate(part), constant) for part, constant in zip(parts, constants, strict=True)]
+
+
+def channels_of(array: Array, places: Mapping[bytes, int], width: int) -> int:
+    """Return which axis of an array has the channels: along it, its entries are rows."""
+    for axis in reversed(range(array.ndim)):
+        if array.shape[axis] == width:
+            row = np.moveaxis(array, axis, -1).reshape(-1, width)[:1]
+            if all(np.ascontiguousarray(each).tobytes() in places for each in row):
+                return axis
+    raise Unlike("its experts do not read rows of what the router reads")
+
+
+def layout_of(array: Array, rows: Array) -> Layout:
+    """Return how rows lie in what the experts read."""
+    places = {row.tobytes(): place for place, row in enumerate(rows)}
+    channels = channels_of(array, places, rows.shape[1])
+    others = [axis for axis in range(array.ndim) if axis != channels]
+    return Layout(array.ndim, max(others, key=lambda axis: (array.shape[axis], -axis)), channels)

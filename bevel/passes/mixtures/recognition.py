@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -17,20 +17,15 @@ from bevel.errors import EditRefused, UnsupportedModel
 from bevel.passes.base import Context
 from bevel.passes.mixtures.chains import Unlike
 from bevel.passes.mixtures.description import Gating, Mixture, Refused
-from bevel.passes.mixtures.fused import Fused, fused
+from bevel.passes.mixtures.fused import fused
 from bevel.passes.mixtures.gates import gating_of
 from bevel.passes.mixtures.members import members
-from bevel.passes.mixtures.probing import Ends, Probe, probed, sizes_of
+from bevel.passes.mixtures.probing import Ends, Probe, limit_of, probed, sizes_of
 from bevel.passes.mixtures.region import Region, ancestors, inline_branches, regions
 from bevel.passes.mixtures.rows import leading
 
 Array = np.ndarray[Any, Any]
-Source: TypeAlias = Fused | list[Region] | Unlike
-
-# How far the description may be from the graph, relative to the largest output: sums in another order, three in a row.
-NEAR: Final = 1e-4
-# QMoE's kernel rounds what it multiplies to 8 bits, by row: half a step of 1/127 in two products, doubled.
-COARSE: Final = 3e-2
+Source: TypeAlias = Mixture | list[Region] | Unlike
 
 
 def mixtures(model: ir.Model, context: Context) -> tuple[list[Mixture], list[Refused]]:
@@ -77,7 +72,7 @@ class _Search:
         self,
         model: ir.Model,
         seen: ir.Model,
-        operators: Mapping[ir.Node, Fused | Unlike],
+        operators: Mapping[ir.Node, Mixture | Unlike],
         sources: Sequence[Source],
         context: Context,
     ) -> None:
@@ -92,9 +87,8 @@ class _Search:
         """Return what a node leads to, or raise why that is no mixture."""
         if isinstance(source, Unlike):
             raise source
-        if isinstance(source, Fused):
-            made = source.mixture
-            ends = Ends(made.input, made.logits, _after_factor(made.output), made.active)
+        if isinstance(source, Mixture):
+            ends = Ends(source.input, source.logits, _after_factor(source.output), source.active)
             return self._operator(source, ends)
         region = _smallest(source, self.sizes)
         named = (region.input, region.logits, region.output, *region.others)
@@ -107,10 +101,10 @@ class _Search:
             raise whole
         return self._operator(whole, ends)
 
-    def _operator(self, source: Fused, ends: Ends) -> Mixture:
-        made = replace(source.mixture, input=ends.input, logits=ends.logits, output=ends.output, active=ends.active)
+    def _operator(self, source: Mixture, ends: Ends) -> Mixture:
+        made = replace(source, input=ends.input, logits=ends.logits, output=ends.output, active=ends.active)
         probe = probed(self.model, ends, self.sizes, self.runtime)
-        return replace(made, gating=gating_of(made, probe, self.runtime, COARSE if source.rounded else NEAR))
+        return replace(made, gating=gating_of(made, probe, self.runtime, limit_of(source)))
 
     def _region(self, region: Region, ends: Ends) -> Mixture:
         """Return the mixture of a region; where rows take different numbers of experts, with the threshold for that."""
@@ -129,9 +123,9 @@ class _Search:
         made = Mixture(
             *(name, region.form, ends.input, ends.logits, ends.output, ends.active),
             *(Gating("one", groups=found.groups, threshold=threshold), found.experts, found.activation),
-            *(region.axis, found.shared),
+            *(region.axis, found.shared, ends.others),
         )
-        return replace(made, gating=gating_of(made, probe, self.runtime, NEAR))
+        return replace(made, gating=gating_of(made, probe, self.runtime, limit_of(made)))
 
 
 def _after_factor(value: ir.Value) -> ir.Value:
@@ -155,8 +149,8 @@ def _read(source: Source) -> list[str]:
     """Return the names of the values whose sizes have to be known to run something."""
     if isinstance(source, Unlike):
         return []
-    if isinstance(source, Fused):
-        values = [source.mixture.input, source.mixture.logits, source.mixture.output]
+    if isinstance(source, Mixture):
+        values = [source.input, source.logits, source.output]
     else:
         values = [each for region in source for each in (region.input, region.logits, region.output, *region.others)]
     return [value.name or "" for value in values]

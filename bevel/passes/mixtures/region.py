@@ -121,9 +121,9 @@ class Look:
         self.nodes = list(model.graph)
         self.place = {node: place for place, node in enumerate(self.nodes)}
         self._sums = analyse(model).facts.sums
-        self._summing = {place.node for place in self._sums}
+        self.summing = {place.node for place in self._sums}
         # Where an exporter hides how many axes there are (Tile by what OneHot gives), nothing is known of a product.
-        self._summing |= {node for node in self.nodes if node.op_type in PRODUCTS}
+        self.summing |= {node for node in self.nodes if node.op_type in PRODUCTS}
         self._fixed: set[ir.Value] = set()
         for node in self.nodes:
             given = [value for value in node.inputs if value is not None]
@@ -164,7 +164,7 @@ class Look:
 
     def _logits(self, scores: ir.Value) -> ir.Value:
         """Return what scores come of, entry by entry or by a softmax, with no weights in between."""
-        while (node := scores.producer()) is not None and node not in self._summing:
+        while (node := scores.producer()) is not None and node not in self.summing:
             given = [value for value in node.inputs if value is not None]
             data = [value for value in given if not self.fixed(value)]
             if len(data) != 1 or data[0].shape is None or data[0].shape != scores.shape:
@@ -203,7 +203,7 @@ class Look:
         read = dict.fromkeys(value for node in inside for value in node.inputs if value is not None)
         outside = [value for value in read if value not in made and not self.fixed(value)]
         floats = [value for value in outside if is_float(value)]
-        if not floats or not any(node in self._summing for node in inside):
+        if not floats or not any(node in self.summing for node in inside):
             return None
         if len(floats) > 1:
             told = ", ".join(repr(value.name) for value in floats)
@@ -213,7 +213,7 @@ class Look:
         operators = [node for node in inside if is_mixture(node)]
         if len(operators) == 1:
             return Region(choice, given, logits, output, others, (), experts, operators[0])
-        found = Chains(inside, given, logits, choice, experts, self._summing, self.fixed).found()
+        found = Chains(inside, given, logits, choice.outputs[1], experts, self.summing, self.fixed).found()
         if not found:
             return None
         shares = tuple(dict.fromkeys(number for value in read for number in _share(value)))

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from bevel.errors import EditRefused, PromiseBroken
 from bevel.ir.names import Names
 from bevel.passes.base import REASSOCIATION_RTOL, Context, Outcome
+from bevel.passes.mixtures.beside import with_shared
 from bevel.passes.mixtures.choosing import Routing
 from bevel.passes.mixtures.description import Expert, Mixture, hidden
 from bevel.passes.mixtures.recognition import mixtures
@@ -91,11 +92,24 @@ class Step(Protocol):
 
 
 def rewrite(
-    step: Step, model: ir.Model, context: Context, decide: Callable[[Usage, Context], Change], became: str
+    step: Step,
+    model: ir.Model,
+    context: Context,
+    decide: Callable[[Usage, Context], Change],
+    became: str,
+    *,
+    shared: bool = False,
 ) -> Outcome:
-    """Find the mixtures, decide what each becomes, check that, and write it; `became` is for the report."""
+    """Find the mixtures, decide what each becomes, check that, and write it; `became` is for the report.
+
+    With `shared`, the layer that stands beside a mixture and that every row takes is part of it.
+    """
     context = replace(context, samples=step.samples)
-    found, left = _to_work_on(model, context, step.name, step.only, step.skip)
+    wanted, left = _to_work_on(model, context, step.name, step.only, step.skip)
+    if shared:
+        whole = [with_shared(model, each, context) for each in wanted]
+        wanted, left = [each for each, _ in whole], [*left, *(why for _, why in whole if why)]
+    found = usages(model, wanted, context)
     changes = [decide(usage, context) for usage in found]
     _carry_out(model, changes, context, step.name)
     return Outcome(notes=(f"{len(changes)} mixtures of experts {became}", *_told(changes, context), *left))
@@ -103,8 +117,8 @@ def rewrite(
 
 def _to_work_on(
     model: ir.Model, context: Context, name: str, only: Sequence[str], skip: Sequence[str]
-) -> tuple[list[Usage], list[str]]:
-    """Return the mixtures of a model that are asked for, with what they read, and why others are left alone."""
+) -> tuple[list[Mixture], list[str]]:
+    """Return the mixtures of a model that are asked for, and why others are left alone."""
     require(model)
     found, refused = mixtures(model, context)
     left = [f"left alone: {each}" for each in refused[:MOST_NAMED]]
@@ -116,7 +130,7 @@ def _to_work_on(
             where=name,
             remedy="; ".join([*told, *left]) or "it takes a router that chooses among experts of two layers",
         )
-    return usages(model, wanted, context), left
+    return wanted, left
 
 
 def _carry_out(model: ir.Model, changes: Sequence[Change], context: Context, name: str) -> None:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from bevel.errors import EditRefused
 from bevel.ir.bypass import redirect
-from bevel.ir.canonical.dead import is_used, remove_dead
+from bevel.ir.canonical.dead import clear, is_used, remove_dead, subgraphs
 from bevel.ir.canonical.shapes import apply_hints, forget_contents, infer_shapes, take_declared
 from bevel.ir.names import Names
 from bevel.passes.experts.writing import Writer
@@ -56,8 +56,20 @@ def replace(model: ir.Model, mixture: Mixture, names: Names, result: ir.Value) -
     maker = mixture.output.producer()
     result.shape = mixture.output.shape
     redirect(model.graph, mixture.output, result, names)
-    if maker is not None and maker.domain and not any(is_used(value) for value in maker.outputs):
-        model.graph.remove(maker, safe=True)  # an operator of its own domain, which is left alone as dead code
+    _remove_unused(model.graph, maker)
+
+
+def _remove_unused(graph: ir.Graph, node: ir.Node | None) -> None:
+    """Remove a node and those that only it needed, those of other domains too, which are left alone as dead code."""
+    pending = [node]
+    while pending:
+        each = pending.pop()
+        if each is None or each.graph is not graph or any(is_used(value) for value in each.outputs):
+            continue
+        pending += [value.producer() for value in each.inputs if value is not None]
+        for inner in subgraphs(each):
+            clear(inner)
+        graph.remove(each, safe=True)
 
 
 def finish(model: ir.Model) -> None:
