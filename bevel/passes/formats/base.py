@@ -68,6 +68,12 @@ class Format(ABC):
         units *= grid.scale
         return units
 
+    def misses(self, blocks: Array, grid: Grid) -> Array:
+        """Return what each element loses by the nearest code, with a scale of one, an array of its own."""
+        exact: Array = blocks / grid.scale
+        exact -= self.units(blocks, grid)
+        return exact
+
     def encoded(self, blocks: Array, grid: Grid, to: Array) -> None:
         """Write the nearest code of each element into an array of bytes."""
         to[...] = self.codes(blocks, grid)

@@ -51,6 +51,15 @@ class Integers(Format):
         steps -= self._zero(grid)
         return steps
 
+    def misses(self, blocks: Array, grid: Grid) -> Array:
+        """Return what each element loses by the nearest code: of a step, before it is clipped and after."""
+        steps: Array = blocks / grid.scale
+        steps += self._zero(grid)
+        nearest = np.rint(steps)
+        np.clip(nearest, LOWEST, np.float32(self.highest), out=nearest)
+        steps -= nearest
+        return steps
+
     def encoded(self, blocks: Array, grid: Grid, to: Array) -> None:
         """Write the nearest codes, in one pass from the steps that they are."""
         np.copyto(to, self._steps(blocks, grid), casting="unsafe")

@@ -28,7 +28,7 @@ TOGETHER: Final = 32
 # Outputs that a product is made of at a time: more would need the memory, fewer the time.
 STRIP: Final = 1024
 # Outputs from which the energy of all is estimated.
-ENOUGH: Final = 512
+ENOUGH: Final = 128
 
 
 def compensated(fmt: Format, weights: Array, grid: Grid, second: Array) -> tuple[Array, float]:

@@ -32,6 +32,8 @@ BETA: Final = 10.0
 FASTER: Final = 1.01
 # The power of an error of nothing is infinite.
 LEAST: Final = 1e-8
+# Products of blocks, summed over their entries, by how many others there are.
+SUM: Final = {1: "obei,obei->obi", 2: "obei,obei,obei->obi"}
 # In the type of what they are used with.
 NOTHING: Final = np.float32(0)
 SIGN: Final = np.uint32(1 << 31)
@@ -43,16 +45,18 @@ class Measure:
 
     power: float = SQUARED
 
-    def __call__(self, error: Array, weights: Array | None) -> Array:
-        """Return the error of each block, given those of its elements."""
+    def __call__(self, fmt: Format, blocks: Array, grid: Grid, weights: Array | None) -> Array:
+        """Return the error of each block on a grid."""
+        misses = fmt.misses(blocks, grid)
         if self.power == SQUARED:
-            sizes = np.square(error, out=error)
+            others = (misses,) if weights is None else (misses, weights)
+            total = np.einsum(SUM[len(others)], misses, *others)
         else:
-            sizes = _sizes(error)
-            np.power(sizes, np.float32(self.power), out=sizes)
-        if weights is not None:
-            sizes *= weights
-        total: Array = sizes.sum(ENTRIES, keepdims=True)
+            misses = _sizes(misses)
+            np.power(misses, np.float32(self.power), out=misses)
+            total = misses.sum(ENTRIES) if weights is None else np.einsum(SUM[1], misses, weights)
+        total = np.expand_dims(total, ENTRIES)
+        total *= np.abs(grid.scale) ** np.float32(self.power)
         return total
 
     def without_outliers(self, blocks: Array, units: Array, grid: Grid, step: int) -> Array:
@@ -109,11 +113,11 @@ def search(
 
 def _search(fmt: Format, blocks: Array, base: float, measure: Measure, weights: Array | None) -> Grid:
     first = best = fmt.grid(blocks, base)
-    least = measure(error(fmt, blocks, best), weights)
+    least = measure(fmt, blocks, best, weights)
     squared = measure.power == SQUARED
     for span in SPANS if squared else ():
         trial = Grid(fmt.snap(first.scale * np.float32(span), base), first.zero)
-        best, least = _better(best, least, trial, measure(error(fmt, blocks, trial), weights))
+        best, least = _better(best, least, trial, measure(fmt, blocks, trial, weights))
     return _fitted(fmt, blocks, best, least, base, measure, weights)
 
 
@@ -127,7 +131,7 @@ def _fitted(
         units = fmt.units(blocks, grid)
         target = measure.without_outliers(blocks, units, grid, step)
         trial = _refit(fmt, target, units, grid, base, weights)
-        found = measure(error(fmt, blocks, trial), weights)
+        found = measure(fmt, blocks, trial, weights)
         (wins,) = np.nonzero((found < least).reshape(-1))
         places = places[wins]
         if not places.size:
@@ -167,10 +171,3 @@ def _refit(fmt: Format, target: Array, units: Array, grid: Grid, base: float, we
     codes -= target / scale
     zero = np.rint(codes.mean(ENTRIES, keepdims=True))
     return Grid(scale, np.clip(zero, 0, fmt.highest))
-
-
-def error(fmt: Format, blocks: Array, grid: Grid) -> Array:
-    """Return what each element loses."""
-    values = fmt.rounded(blocks, grid)
-    change: Array = np.subtract(blocks, values, out=values)
-    return change
