@@ -6,12 +6,14 @@ import pytest
 
 import bevel
 from bevel.backends.onnxruntime import Level, Session
-from bevel.errors import PromiseBroken, UsageError
+from bevel.errors import EditRefused, PromiseBroken, UsageError
 from bevel.ir import coded as interface
 from bevel.ir.caches import caches
 from bevel.ir.coded import Coded, coded
+from bevel.passes.base import Context
 from bevel.passes.caching import scales as scaling
 from bevel.passes.caching.scales import scales
+from bevel.passes.calibration import Calibration
 from bevel.passes.execution import Execution
 from bevel.passes.quantize_cache import QuantizeCache
 from tests.graphs import mlp
@@ -132,6 +134,7 @@ def test_what_is_left_alone_is_named():
     assert report.error == 0 and report.steps[0].notes == ("no caches of keys and values were quantized",)
     model = decoder("appended")
     report = bevel.optimize(model, QuantizeCache(skip=("*value",)), calibration=feeds(2))
+    assert "take 32 bytes a token instead of 128" in report.steps[0].notes[1]
     assert "left in floats: past_value: not asked for" in report.steps[0].notes
     assert [value.dtype for value in model.graph.outputs[1:]] == [ir.DataType.INT8, ir.DataType.FLOAT]
     with pytest.raises(UsageError, match="bits=5"):
@@ -175,6 +178,16 @@ def test_a_wrong_word_about_the_interface_is_caught(monkeypatch):
     with pytest.raises(PromiseBroken, match="caches as codes"):
         bevel.optimize(model, "quantize-cache", calibration=feeds(2))
     assert model.graph.inputs[1].dtype == ir.DataType.FLOAT
+
+
+def test_codes_that_a_later_pass_took_away_are_missed():
+    model = decoder("grouped")
+    QuantizeCache().run(model, Context(0, Calibration.of(feeds(1), model), Execution()))
+    node = attention(model)
+    assert [value.dtype for value in model.graph.inputs[1:]] == [ir.DataType.FLOAT] * 2 and interface.is_wide(model)
+    node.inputs[3].name = "something else"
+    with pytest.raises(EditRefused, match="past_key"):
+        interface.narrow(model)
 
 
 def found(method, percentile=100.0, *, each=True):

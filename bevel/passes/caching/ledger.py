@@ -19,9 +19,7 @@ def notes(found: Sequence[Unit], plan: Plan, left: Mapping[str, str], remarks: S
     for bits in sorted(set(plan.values())):
         yield _coded([found[number] for number, each in plan.items() if each == bits], bits)
     if plan:
-        before = sum(_bytes(cache, None) for unit in found for cache in unit.caches)
-        after = sum(_bytes(cache, plan.get(number)) for number, unit in enumerate(found) for cache in unit.caches)
-        yield f"caches take {after:.10g} bytes for each token instead of {before:.10g}; the metadata {KEY!r} has the scales"
+        yield f"{_bytes(found, plan)}; the metadata {KEY!r} has the scales"
     yield from remarks
     for why, names in by_reason(left).items():
         yield f"left in floats: {listed(names, MOST_NAMED)}: {why}"
@@ -36,8 +34,15 @@ def _coded(units: Sequence[Unit], bits: int) -> str:
     )
 
 
-def _bytes(cache: Cache, bits: int | None) -> float:
-    """Return how many bytes a cache takes for each sample and position, in codes of some bits or in floats."""
+def _bytes(found: Sequence[Unit], plan: Plan) -> str:
+    """Say how many bytes there are for each sample and position."""
+    caches = [(cache, plan.get(number)) for number, unit in enumerate(found) for cache in unit.caches]
+    before, after = (sum(_size(cache, bits if coded else None) for cache, bits in caches) for coded in (False, True))
+    return f"the caches that were asked for take {after:.9g} bytes a token instead of {before:.9g}"
+
+
+def _size(cache: Cache, bits: int | None) -> float:
+    """Return how many bytes of a cache there are for each sample and position, in codes of some bits or in floats."""
     entries = prod(size for axis in cache.channels if isinstance(size := (cache.past.shape or ())[axis], int))
     each = bits / 8 if bits else cache.past.dtype.itemsize if cache.past.dtype else 0
     return entries * float(each)
