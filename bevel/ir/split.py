@@ -48,7 +48,11 @@ class Partition:
         """Return the expert of each entry, -1 for the shared one; raises `EditRefused` if it is no partition."""
         entries = np.concatenate([self.shared, *self.routed]).astype(np.int64)
         if len(entries) != size or not np.array_equal(np.sort(entries), np.arange(size)):
-            raise EditRefused(f"the experts do not have each of {size} hidden entries once", where="split")
+            raise EditRefused(
+                f"the experts do not have each of {size} hidden entries once",
+                where="split",
+                remedy="give every entry to one expert",
+            )
         if len({len(each) for each in self.routed}) > 1:
             raise EditRefused("the experts have different sizes", where="split", remedy="deal the entries out evenly")
         owners = np.full(size, -1)

@@ -151,7 +151,9 @@ class AverageExperts(Pass):
         try:
             numbers = np.array([float(text) for text in self.shares])
         except ValueError as error:
-            raise UsageError(f"shares={','.join(self.shares)} are no numbers", where=self.name) from error
+            raise UsageError(
+                f"shares={','.join(self.shares)} are no numbers", where=self.name, remedy="e.g. shares=2,1,1,0"
+            ) from error
         if len(numbers) != count or (numbers < 0).any() or not numbers.sum() > 0 or not np.isfinite(numbers).all():
             raise UsageError(
                 f"{len(numbers)} shares do not say what {count} experts count",

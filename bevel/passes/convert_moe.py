@@ -8,18 +8,15 @@ import numpy as np
 import onnx_ir as ir
 
 from bevel import registry
-from bevel.errors import EditRefused, UsageError
+from bevel.errors import UsageError
 from bevel.ir.bypass import redirect
 from bevel.ir.canonical.dead import remove_dead
 from bevel.ir.canonical.shapes import apply_hints, forget_contents, infer_shapes, take_declared
-from bevel.ir.edit import FREE_TO_DROP
-from bevel.ir.feed_forward import FeedForward, Refused, feed_forwards
-from bevel.ir.groups import analyse
 from bevel.ir.names import Names
 from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
-from bevel.passes.choice import choose
-from bevel.passes.experts.account import MOST_NAMED, account
+from bevel.passes.experts.account import account
 from bevel.passes.experts.budget import Division, Rung, allocate, divisions, effect
+from bevel.passes.experts.candidates import candidates
 from bevel.passes.experts.emissions import EMISSIONS, Integers, Race, check, likeness, race
 from bevel.passes.experts.evidence import Evidence, evidence
 from bevel.passes.experts.mixture import Mixture, require
@@ -128,7 +125,7 @@ class ConvertMoe(Pass):
         """Try every layer on the calibration data, then write the mixtures."""
         context = replace(context, samples=self.samples)
         require(model)
-        layers, left = self._layers(model)
+        layers, left = candidates(model, context, self.experts, self.only, self.skip, self.name)
         gathered = list(evidence(model, layers, context))
         wanted, told = self._divisions(gathered, context)
         rng = np.random.default_rng(context.seed)
@@ -145,27 +142,6 @@ class ConvertMoe(Pass):
         remove_dead(model)
         mixed = [(found, trial) for found, trial in trials if not self._static(trial)]
         return Outcome(notes=(*account(trials, mixed, self.experts, self.control), *told, *races, *left))
-
-    def _layers(self, model: ir.Model) -> tuple[list[FeedForward], list[str]]:
-        """Return the layers to convert, and why others are left alone."""
-        analysis = analyse(model)
-        asked = {group.name for group in choose(analysis, FREE_TO_DROP, self.only, self.skip)}
-        found, refused = feed_forwards(analysis)
-        wanted = [layer for layer in found if layer.name in asked]
-        halves = [layer for layer in wanted if layer.input.dtype not in (None, ir.DataType.FLOAT)]
-        left = [f"left alone: {layer.name}: it computes in {layer.input.dtype}, not in FLOAT" for layer in halves]
-        wanted = [layer for layer in wanted if layer not in halves]
-        able = [layer for layer in wanted if layer.size % self.experts == 0]
-        uneven = [layer for layer in wanted if layer.size % self.experts]
-        left += [f"left alone: {layer.name}: {layer.size} entries do not divide by {self.experts}" for layer in uneven]
-        left += [f"left alone: {each}" for each in _looking_alike(refused)]
-        if not able:
-            raise EditRefused(
-                "there is no feed-forward layer to convert",
-                where=self.name,
-                remedy="; ".join(left) or "it takes two layers with an activation between them",
-            )
-        return able, left
 
     def _divisions(self, found: Sequence[Evidence], context: Context) -> tuple[list[Division | None], list[str]]:
         """Return how many experts each layer runs, None where it stays whole, and what to say of that."""
@@ -244,8 +220,3 @@ def _know_shapes(model: ir.Model) -> None:
     infer_shapes(model)
     forget_contents(model)
     apply_hints(hints)
-
-
-def _looking_alike(refused: Sequence[Refused]) -> list[Refused]:
-    """Return the groups that came nearest to a feed-forward layer: whole axes that may lose entries."""
-    return [each for each in refused if each.whole and each.group.allows(FREE_TO_DROP)][:MOST_NAMED]

@@ -63,7 +63,11 @@ class MergeExperts(Pass):
     def _change(self, usage: Usage, context: Context) -> Change:
         mixture = usage.mixture
         if len({expert.size for expert in mixture.experts}) > 1:
-            raise UsageError("its experts have different sizes", where=f"{self.name}: {mixture.name}", remedy="skip it")
+            raise UsageError(
+                "its experts have different sizes",
+                where=f"{self.name}: {mixture.name}",
+                remedy=f"skip={mixture.name}, or prune-experts",
+            )
         groups = clusters(self._nearness(usage, context), count_of(len(mixture.experts), self.ratio, self.experts))
         belongs = np.zeros((len(mixture.experts), len(groups)))
         for place, group in enumerate(groups):

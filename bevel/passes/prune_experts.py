@@ -55,7 +55,7 @@ class PruneExperts(Pass):
             raise EditRefused(
                 "its experts were merged, and rows still choose among those that there were",
                 where=f"{self.name}: {mixture.name}",
-                remedy="drop experts before merging, or skip it",
+                remedy=f"drop experts before merging; merge-experts makes them fewer now; skip={mixture.name}",
             )
         count = count_of(len(mixture.experts), self.ratio, self.experts)
         used = self._used(usage, context)

@@ -181,8 +181,8 @@ def eight_bits(model: ir.Model) -> ir.Model:
     if left or not found:
         raise EditRefused(
             "an expert's products cannot be in 8 bits",
-            where=model.graph.name or "",
-            remedy=next(iter(left.values()), "it takes products of matrices"),
+            where=f"emit=dynamic: {next(iter(left.values()), 'it takes products of matrices')}",
+            remedy="take emit=blocks",
         )
     Products(model, {site.number: weight_codes(site) for site in found}).write(found)
     return model

@@ -82,7 +82,11 @@ def form_of(evidence: Evidence) -> Form:
             remedy="they have relu, silu and gelu, and silu(gate) * up; others take emit=blocks",
         )
     if layer.channels[0] != layer.channels[1]:
-        raise EditRefused("MoE and QMoE give as many channels as they read", where=f"group {layer.name!r}")
+        raise EditRefused(
+            f"MoE and QMoE give as many channels as they read, not {layer.channels[1]} of {layer.channels[0]}",
+            where=f"group {layer.name!r}",
+            remedy="take emit=blocks or emit=gather",
+        )
     weight, bias = evidence.linear(layer.gate)
     up = None if layer.up is None else evidence.linear(layer.up)
     return Form(activation, (weight * factor, bias * factor), up)

@@ -6,6 +6,7 @@ those taken; where all count one, its input `router_weights` says so.
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,14 @@ def require_blocks(layer: FeedForward, mixture: Mixture, block: int) -> None:
         raise EditRefused(
             f"{uneven[0]} entries of an expert's weights do not divide into blocks of {block}",
             where=f"group {layer.name!r}",
-            remedy="take a smaller block, or fewer experts",
+            remedy=_remedy(gcd(*sizes)),
         )
+
+
+def _remedy(common: int) -> str:
+    """Say which blocks divide what has this common divisor: powers of two from 16 on."""
+    blocks = [str(2**power) for power in range(4, 9) if common % 2**power == 0]
+    return f"block={blocks[-1]}" if blocks else "take another number of experts, or emit=dynamic or blocks"
 
 
 def qmoe(parts: Parts, form: Form, mixture: Mixture, down: Array, names: Names, bits: int, block: int) -> None:

@@ -22,6 +22,7 @@ from bevel.passes.mixtures.description import Activation, Expert, Mixture
 from bevel.passes.mixtures.gates import gating_of
 from bevel.passes.mixtures.probing import Ends, limit_of, probed, sizes_of
 from bevel.passes.mixtures.reading import experts, form, layout_of
+from bevel.passes.mixtures.recognition import mixtures
 from bevel.passes.mixtures.region import Look, ancestors
 from bevel.passes.mixtures.rows import LAST, leading, rows_of
 
@@ -151,3 +152,14 @@ def _ends(sources: Sequence[ir.Value], total: ir.Value, rows: Array, sizes: Size
             if alike and np.array_equal(rows_of(array, axis), rows):
                 return value, axis
     raise Unlike("its rows stand in another order")
+
+
+def layers_beside(model: ir.Model, context: Context) -> tuple[list[str], dict[ir.Node, str]]:
+    """Return the names of a model's mixtures, and the nodes of layers that stand beside one, with its name."""
+    found, _ = mixtures(model, context)
+    look = Look(model) if found else None
+    nodes: dict[ir.Node, str] = {}
+    for each in found:
+        other = None if look is None else beside(look, each)
+        nodes |= dict.fromkeys(() if other is None else other.nodes, each.name)
+    return [each.name for each in found], nodes

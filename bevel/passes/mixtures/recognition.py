@@ -21,7 +21,7 @@ from bevel.passes.mixtures.fused import fused
 from bevel.passes.mixtures.gates import gating_of
 from bevel.passes.mixtures.members import members
 from bevel.passes.mixtures.probing import Ends, Probe, limit_of, probed, sizes_of
-from bevel.passes.mixtures.region import Region, ancestors, inline_branches, regions
+from bevel.passes.mixtures.region import Region, ancestors, inline_branches, may_choose, regions
 from bevel.passes.mixtures.rows import leading
 
 Array = np.ndarray[Any, Any]
@@ -30,6 +30,8 @@ Source: TypeAlias = Mixture | list[Region] | Unlike
 
 def mixtures(model: ir.Model, context: Context) -> tuple[list[Mixture], list[Refused]]:
     """Return the mixtures of experts in a model, in its order, and the choices that lead to none, with the reason."""
+    if not any(may_choose(node) for node in model.graph):
+        return [], []
     seen = model.clone()
     inline_branches(seen)
     operators = dict(fused(model))

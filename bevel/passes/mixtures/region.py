@@ -68,6 +68,11 @@ class Region:
         return self.choice.outputs[1]
 
 
+def may_choose(node: ir.Node) -> bool:
+    """Say whether a node may choose experts, by itself or as a whole mixture."""
+    return is_mixture(node) or (node.op_type == "TopK" and node.domain == "" and node.inputs[0] is not None)
+
+
 def inline_branches(model: ir.Model) -> None:
     """Put what conditions run in their place, where they depend on a choice: with no rows it gives no rows.
 
@@ -106,7 +111,7 @@ def regions(model: ir.Model) -> Iterator[tuple[ir.Node, list[Region] | Unlike]]:
     """Yield every choice of a graph with the regions that it may lead to, the smallest first, or why there is none."""
     look = Look(model)
     for node in model.graph:
-        if node.op_type == "TopK" and node.domain == "" and node.inputs[0] is not None:
+        if may_choose(node) and not is_mixture(node):
             try:
                 found: list[Region] | Unlike = look.regions(node)
             except Unlike as why:
