@@ -20,7 +20,7 @@ from bevel.ir.plan import Plan
 from bevel.passes.base import Lossy, Preserving
 from bevel.passes.calibration import Calibration, Source
 from bevel.passes.pipeline import FEEDS, VERIFIED_FEEDS
-from bevel.passes.rounding import multiply_precisely, unit
+from bevel.passes.rounding import multiply_precisely, resolutions, unit
 from bevel.passes.synthesis import synthesize
 from bevel.passes.verify import Observation, Verdict, compare, observe
 
@@ -112,7 +112,7 @@ def check(model: ir.Model, module: GraphModule, feeds: Iterable[Mapping[str, Any
     multiply_precisely(precise)
     try:
         with Session(precise, level=Level.AS_WRITTEN) as session:
-            expected = observe(session, feeds, repeat=True)
+            expected = observe(session, feeds, repeat=True, resolutions=resolutions(model))
     except UnsupportedModel as error:
         raise UnsupportedModel(
             f"{error.what}, so the module cannot be verified", where=error.where, remedy="verify=False converts anyway"

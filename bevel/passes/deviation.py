@@ -1,19 +1,23 @@
 """How far values are from those that they are compared with: numbers of every type, strings, sequences, maps.
 
 The error of an output is `max |result - reference| / max |reference|`, both maxima over all inputs: relative to the
-output's own magnitude, so that a value near zero does not decide it.
+output's own magnitude, so that a value near zero does not decide it. Where values are exact to so much only, whatever
+their size, an error is what is beyond that.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, Final
 
 import ml_dtypes
 import numpy as np
 
 Array = np.ndarray[Any, Any]
+
+FAINT: Final = 100.0
+"""What is at most so many times as large as what differences mean nothing shows no error of a percent."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +44,21 @@ class Deviation:
         return f"{self.output}: {words}" + (f"; {self.note}" if self.note else "")
 
 
-def deviate(output: str, reference: Sequence[Any], result: Sequence[Any]) -> Deviation:
-    """Measure how far `result` is from `reference`: the values of one output, one per feed."""
+def deviate(output: str, reference: Sequence[Any], result: Sequence[Any], resolution: float = 0.0) -> Deviation:
+    """Measure how far `result` is from `reference`: the values of one output, one per feed.
+
+    Differences of up to `resolution` are no error.
+    """
     pairs: list[tuple[Array, Array]] = []
     for expected, got in zip(reference, result, strict=True):
         if (clash := _clash(expected, got)) is not None:
             return incomparable(output, clash)
         pairs += zip(_arrays(expected), _arrays(got), strict=True)
     exact = all(identical(expected, got) for expected, got in pairs)
+    note = _degenerate(pairs, resolution)
     if any(expected.dtype.kind in "OUST" for expected, _ in pairs):
-        return Deviation(output, exact, *((0.0, 0.0, math.inf, 1.0) if exact else APART), note=_degenerate(pairs))
-    return Deviation(output, exact, *_measure(pairs), _epsilon(pairs), _degenerate(pairs))
+        return Deviation(output, exact, *((0.0, 0.0, math.inf, 1.0) if exact else APART), note=note)
+    return Deviation(output, exact, *_measure(pairs, resolution), _epsilon(pairs), note)
 
 
 # absolute, relative, SQNR, cosine of values that cannot be compared as numbers
@@ -101,7 +109,7 @@ def _same_bits(a: Array, b: Array) -> bool:
     return a.tobytes() == b.tobytes() or (_floating(a) and bool(np.array_equal(_wide(a), _wide(b), equal_nan=True)))
 
 
-def _measure(pairs: Sequence[tuple[Array, Array]]) -> tuple[float, float, float, float]:
+def _measure(pairs: Sequence[tuple[Array, Array]], resolution: float) -> tuple[float, float, float, float]:
     """Return absolute error, relative error, SQNR in dB and cosine over all pairs.
 
     NaN and infinities count as equal where both sides have the same one, as an infinite error where they do not.
@@ -117,7 +125,7 @@ def _measure(pairs: Sequence[tuple[Array, Array]]) -> tuple[float, float, float,
         worst, largest = max(worst, _top(difference)), max(largest, _top(np.abs(a)))
         noise, energy, other = noise + _square(difference), energy + _square(np.abs(a)), other + _square(np.abs(b))
         product += float(np.real(np.vdot(a, b)))
-    relative = 0.0 if worst == 0 else worst / largest if largest else math.inf
+    relative = 0.0 if worst <= resolution else (worst - resolution) / largest if largest else math.inf
     return worst, relative, _decibel(energy, noise), _cosine(product, energy, other)
 
 
@@ -132,8 +140,8 @@ def _cosine(product: float, energy: float, other: float) -> float:
     return min(product / norm, 1.0) if norm else float(energy == other)
 
 
-def _degenerate(pairs: Sequence[tuple[Array, Array]]) -> str:
-    """Say if hardly any error could show in the reference: empty, nowhere finite, or one value throughout."""
+def _degenerate(pairs: Sequence[tuple[Array, Array]], resolution: float) -> str:
+    """Say if hardly any error could show in the reference: empty, nowhere finite, one value or rounding throughout."""
     arrays = [expected.ravel() for expected, _ in pairs if expected.size]
     if not arrays:
         return "empty, so there was nothing to compare"
@@ -142,6 +150,8 @@ def _degenerate(pairs: Sequence[tuple[Array, Array]]) -> str:
     first = arrays[0][:1]
     if sum(array.size for array in arrays) > 1 and all(np.all(array == first) for array in arrays):
         return f"the reference is {first[0]} throughout, so the check is weak"
+    if resolution and (largest := max(_top(np.abs(_wide(array))) for array in arrays)) <= FAINT * resolution:
+        return f"the reference is at most {largest:.2g}, so the check is weak"
     return ""
 
 

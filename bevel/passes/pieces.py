@@ -20,6 +20,7 @@ from bevel.backends.onnxruntime import Level, Session
 from bevel.ir.piece import uses
 from bevel.ir.places import Kept, Places
 from bevel.passes.deviation import Deviation, deviate
+from bevel.passes.rounding import resolutions
 
 Array = np.ndarray[Any, Any]
 FLOATS: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
@@ -71,7 +72,11 @@ def compare_in_pieces(
             worst = max(worst, *(apart(array, got[name]) for name, array in given.items()), 0.0)
             expected.append({name: answers[name] for name in names})
             found.append({name: got[name] for name in names})
-    outputs = (deviate(name, [each[name] for each in expected], [each[name] for each in found]) for name in names)
+    coarse = resolutions(reference)
+    outputs = (
+        deviate(name, [each[name] for each in expected], [each[name] for each in found], coarse.get(name, 0.0))
+        for name in names
+    )
     return Pieces(len(cuts) + 1, worst, tuple(outputs))
 
 

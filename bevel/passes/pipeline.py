@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +26,7 @@ from bevel.passes.calibration import Calibration, Feed, Source
 from bevel.passes.execution import Execution
 from bevel.passes.recipe import Pipeline, as_pipeline, from_recipe, parse
 from bevel.passes.reproducer import keep
-from bevel.passes.rounding import unit
+from bevel.passes.rounding import resolutions, unit
 from bevel.passes.synthesis import synthesize
 from bevel.passes.verify import FLIP, Observation, Verdict, apart_from_rounding, compare, observe
 from bevel.report import Deployment, Report, Step
@@ -194,13 +194,15 @@ class _Run:
         """Return how far a deployed model's answer is from the one of its nodes run one by one."""
         if self.latest is None:
             return math.nan
-        return compare(Observation(self.latest.answers[:1]), observe(session, [feed]), Lossy()).error
+        first = replace(self.latest, answers=self.latest.answers[:1])
+        return compare(first, observe(session, [feed]), Lossy()).error
 
     def _observe_original(self, *, made_up: bool) -> None:
         with Session(self.original, level=Level.AS_WRITTEN) as session:
             if made_up:
                 self.calibration = synthesize(self.original, self.seed, FEEDS, session.run)
-            self.first = self.latest = observe(session, islice(self.calibration, VERIFIED_FEEDS), repeat=True)
+            feeds, coarse = islice(self.calibration, VERIFIED_FEEDS), resolutions(self.original)
+            self.first = self.latest = observe(session, feeds, repeat=True, resolutions=coarse)
         compare(self.first, self.first, Lossy())  # refuses zero inputs and answers that change from run to run
 
     def _one_pass(self, step: Pass, given: ir.Model) -> ir.Model:
@@ -297,7 +299,8 @@ def calibration_of(source: Source | Calibration | None, model: ir.Model, seed: i
 
 def _observed(model: ir.Model, feeds: Calibration) -> Observation:
     with Session(model, level=Level.AS_WRITTEN) as session:
-        return observe(Decoded(session, model), islice(feeds, VERIFIED_FEEDS))
+        feed = islice(feeds, VERIFIED_FEEDS)
+        return observe(Decoded(session, model), feed, resolutions=resolutions(model))
 
 
 def _same_interface(step: Pass, given: ir.Model, result: ir.Model) -> None:

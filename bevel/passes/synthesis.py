@@ -1,8 +1,9 @@
 """Inputs made up from a model's signature, when the user has none at hand.
 
 Sizes of symbolic axes are chosen per symbol, values per input: indices within the tables they index, masks mostly on,
-floats from a standard normal; those of an image vary slowly from pixel to pixel, as photographs and drawings do. What
-to try is a short list of plans; the first that the model runs on is taken.
+floats from a standard normal; those of an image vary slowly from pixel to pixel, as photographs and drawings do, and
+there are enough pixels for a network that halves them five times. What to try is a short list of plans; the first that
+the model runs on is taken.
 """
 
 import ast
@@ -23,6 +24,8 @@ from bevel.passes.calibration import Calibration, Feed
 DISTINCT_SIZES = (2, 3, 5, 7, 11, 13, 17, 19)
 # Then every symbolic axis alike: small ones first, then what convolutional networks need, then 1 (a batch of one).
 COMMON_SIZES = (4, 8, 16, 32, 64, 128, 224, 256, 512, 1)
+# Networks for images halve height and width five times.
+HALVED = 32
 MASK_NAME = re.compile(r"mask", re.IGNORECASE)
 POSITION_NAME = re.compile(r"pos(ition)?(_?ids?)?$", re.IGNORECASE)
 WORDS = ("", "a", "of", "tree", "House", "river 7", "né", "snow-white")
@@ -37,13 +40,21 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Plan:
-    """One way to choose inputs: the `size` of the symbol number k in feed number n, and the `least` free integer."""
+    """One way to choose inputs: the `size` of the symbol number k in feed number n, and the `least` free integer.
+
+    `pixels` is the size of the symbol number k where it is the height or width of an image, None for `size` there too.
+    """
 
     size: Callable[[int, int], int]
     least: int | None = None
+    pixels: Callable[[int, int], int] | None = None
 
 
 PLANS = (
+    Plan(
+        lambda k, n: DISTINCT_SIZES[k % len(DISTINCT_SIZES)] + n % 2,
+        pixels=lambda k, n: HALVED * (2 + k % 3 + n % 2),
+    ),
     Plan(lambda k, n: DISTINCT_SIZES[k % len(DISTINCT_SIZES)] + n % 2),
     *(Plan(lambda k, n, size=size: size) for size in COMMON_SIZES),  # type: ignore[misc]
     Plan(lambda k, n: DISTINCT_SIZES[k % len(DISTINCT_SIZES)], least=1),  # some divide by their inputs
@@ -59,7 +70,7 @@ def synthesize(model: ir.Model, seed: int, count: int, runs: Callable[[Feed], ob
     if not inputs:
         return Calibration(lambda: [{}], "a model without inputs")
     failures: list[BevelError] = []
-    for plan in PLANS if _has_free_axes(inputs) else (PLANS[0], PLANS[-1]):
+    for plan in PLANS if _has_free_axes(inputs) else (PLANS[1], PLANS[-1]):
         feeds = _feeds(inputs, plan, seed, count)
         error = _failure(feeds, runs)
         if error is None:
@@ -108,7 +119,23 @@ def _sizes(inputs: Sequence[Input], plan: Plan, number: int) -> dict[str, int]:
         for place, dim in enumerate(_dims(wanted))
         for symbol in _symbols(dim, wanted, place)
     )
-    return {symbol: plan.size(k, number) for k, symbol in enumerate(symbols)}
+    images = {
+        symbol
+        for wanted in inputs
+        for place in _image_axes(wanted)
+        for symbol in _symbols(_dims(wanted)[place], wanted, place)
+    }
+    return {
+        symbol: (plan.pixels if plan.pixels is not None and symbol in images else plan.size)(k, number)
+        for k, symbol in enumerate(symbols)
+    }
+
+
+def _image_axes(wanted: Input) -> tuple[int, ...]:
+    """Return the axes of pixels of an input that is a batch of images, whatever is known of their sizes."""
+    if wanted.shape is None or not wanted.dtype.is_floating_point():
+        return ()
+    return _pixels(tuple(dim if isinstance(dim, int) else MOST_COLOURS + 1 for dim in wanted.shape)) or ()
 
 
 def _dims(wanted: Input) -> tuple[int | str | None, ...]:

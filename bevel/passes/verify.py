@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -12,7 +12,7 @@ from bevel.backends.onnxruntime import Level, Session
 from bevel.errors import CalibrationError, PromiseBroken, UnsupportedModel
 from bevel.passes.base import Exact, Lossy, Masked, Preserving, Promise, Runs
 from bevel.passes.deviation import Deviation, deviate, identical, incomparable
-from bevel.passes.rounding import leave_out_rounding, unit
+from bevel.passes.rounding import leave_out_rounding, resolutions, unit
 
 __all__ = [
     "Amplified",
@@ -37,10 +37,14 @@ SINGLE = 2.0**-23
 
 @dataclass(frozen=True)
 class Observation:
-    """What a model answered: one mapping of outputs per feed; `stable` is False if a second run answered otherwise."""
+    """What a model answered: one mapping of outputs per feed; `stable` is False if a second run answered otherwise.
+
+    `resolutions` are those of outputs that are exact to so much only, whatever their size.
+    """
 
     answers: tuple[Mapping[str, Any], ...]
     stable: bool = True
+    resolutions: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -214,7 +218,7 @@ def verify(reference: ir.Model, result: ir.Model, feeds: Iterable[Mapping[str, A
     operators), and `CalibrationError` if there are no feeds.
     """
     with Session(reference, level=Level.AS_WRITTEN) as session:
-        expected = observe(Decoded(session, reference), feeds, repeat=True)
+        expected = observe(Decoded(session, reference), feeds, repeat=True, resolutions=resolutions(reference))
     with Session(result, level=Level.AS_WRITTEN) as session:
         verdict = compare(expected, observe(Decoded(session, result), feeds), promise, epsilon=unit(reference))
     return apart_from_rounding(verdict, expected, reference, result, feeds)
@@ -235,7 +239,7 @@ def apart_from_rounding(
         return verdict
     try:
         with Session(smooth, level=Level.AS_WRITTEN) as session:
-            aimed = observe(session, feeds)
+            aimed = observe(session, feeds, resolutions=expected.resolutions)
     except UnsupportedModel:  # clipping has fewer types than quantization
         return verdict
     with Session(smooth_result, level=Level.AS_WRITTEN) as session:
@@ -244,7 +248,13 @@ def apart_from_rounding(
     return replace(verdict, unrounded=Unrounded(count, {found.output: found for found in outputs}, noise))
 
 
-def observe(session: Runs, feeds: Iterable[Mapping[str, Any]], *, repeat: bool = False) -> Observation:
+def observe(
+    session: Runs,
+    feeds: Iterable[Mapping[str, Any]],
+    *,
+    repeat: bool = False,
+    resolutions: Mapping[str, float] | None = None,
+) -> Observation:
     """Run a model on every feed. With `repeat`, run the first one twice, to see whether its answers are stable."""
     answers: list[Mapping[str, Any]] = []
     stable = True
@@ -253,7 +263,7 @@ def observe(session: Runs, feeds: Iterable[Mapping[str, Any]], *, repeat: bool =
         if repeat and len(answers) == 1:
             again = session.run(feed)
             stable = all(identical(answers[0][name], again[name]) for name in again)
-    return Observation(tuple(answers), stable)
+    return Observation(tuple(answers), stable, resolutions or {})
 
 
 def compare(
@@ -275,11 +285,15 @@ def compare(
     if len(reference.answers) != len(result.answers):
         raise CalibrationError("the two models were run on different numbers of inputs")
     names = reference.answers[0].keys()
-    outputs = (
-        deviate(name, [answer[name] for answer in reference.answers], [answer.get(name) for answer in result.answers])
-        for name in names
-    )
+    outputs = (_deviation(name, reference, result) for name in names)
     missing = [name for name in result.answers[0] if name not in names]
     extra = (incomparable(name, "not an output of the reference") for name in missing)
     found = [replace(deviation, epsilon=max(deviation.epsilon, epsilon)) for deviation in (*outputs, *extra)]
     return Verdict(promise, tuple(found), len(reference.answers), max_error)
+
+
+def _deviation(name: str, reference: Observation, result: Observation) -> Deviation:
+    expected = [answer[name] for answer in reference.answers]
+    return deviate(
+        name, expected, [answer.get(name) for answer in result.answers], reference.resolutions.get(name, 0.0)
+    )

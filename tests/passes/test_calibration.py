@@ -192,6 +192,23 @@ def test_the_signature_leaves_initializers_out():
     assert [str(wanted) for wanted in signature(mlp())] == ["x: FLOAT[n, 6]"]
 
 
+@pytest.mark.parametrize(
+    ("shape", "height", "width"), [("n, 3, h, w", 2, 3), ("n, h, w, 3", 1, 2), ("1, 1, s, s", 2, 3)]
+)
+def test_made_up_images_have_enough_pixels(shape, height, width):
+    model = graph(f"g (float[{shape}] x) => (float[{shape}] y) {{ y = Relu(x) }}")
+    sizes = [feed["x"].shape for feed in synthesize(model, 0, 2, lambda feed: None)]
+    assert all(size[height] % 32 == size[width] % 32 == 0 < size[height] for size in sizes)
+    assert len(set(sizes)) == 2
+    assert shape == "1, 1, s, s" or all(size[height] != size[width] for size in sizes)
+
+
+def test_other_axes_than_those_of_images_stay_few():
+    model = graph("g (float[n, 64, h, w] x) => (float[n, 64, h, w] y) { y = Relu(x) }")
+    (feed,) = synthesize(model, 0, 1, lambda feed: None)
+    assert max(feed["x"].shape) == 64
+
+
 def test_made_up_images_vary_slowly_from_pixel_to_pixel():
     noise = np.random.default_rng(0).standard_normal((200, 3, 16, 16))
     image = smooth(noise, (2, 3))

@@ -165,3 +165,34 @@ def test_strings_and_numbers_are_not_mixed_up():
     deviation = deviate("y", [np.array(["1"], object)], [np.array([1.0], F32)])
     assert not deviation.exact
     assert math.isinf(deviation.relative)
+
+
+def falling(activation, slope):
+    """A model of `activation(slope x)`, and a node behind it."""
+    text = """g (float[4] x) => (float[1, 4] y) {
+      s = Constant<value_float=%f>()
+      t = Mul(x, s)
+      u = %s(t)
+      a = Constant<value_ints=[0]>()
+      y = Unsqueeze(u, a)
+    }"""
+    return graph(text % (slope, activation))
+
+
+@pytest.mark.parametrize(
+    ("activation", "slope", "kept"),
+    [("Sigmoid", -16.01, True), ("Sigmoid", -20, True), ("Sigmoid", -8, False), ("Exp", -16.01, False)],
+)
+def test_probabilities_of_nothing_are_rounding_where_a_sigmoid_makes_them(activation, slope, kept):
+    feeds = [{"x": np.array([1, 1.1, 1.2, 1.3], F32)}]
+    verdict = verify(falling(activation, -16), falling(activation, slope), feeds, Preserving())
+    assert verdict.kept is kept
+    assert any("so the check is weak" in note for note in verdict.notes) is (activation == "Sigmoid")
+
+
+def test_probabilities_of_something_are_compared_as_all_else():
+    feeds = [{"x": np.array([0.1, -0.1, 0.2, 0.3], F32)}]
+    assert verify(falling("Sigmoid", -16), falling("Sigmoid", -16.00001), feeds, Preserving()).kept
+    verdict = verify(falling("Sigmoid", -16), falling("Sigmoid", -16.01), feeds, Preserving())
+    assert not verdict.kept
+    assert not verdict.notes
