@@ -209,7 +209,27 @@ GROUPED = (
         {"l": whole(7, 4, dtype=np.int32), "t": np.int32(8), **_TURNS},
     ),
 )
-CASES = (*CASES, *PROJECTED, *MULTI_HEAD, *ROTATION, *GROUPED)
+
+
+def coded(bits: int, kind: str, scale: Array, feed: dict[str, Array], weights: dict[str, Array]) -> Case:
+    """Caches in codes of 8 bits, or of 4 in two halves of a byte."""
+    kinds = f'do_rotary = 1, kv_cache_bit_width = {bits}, k_quant_type = "{kind}", v_quant_type = "{kind}"'
+    heads = f"com.microsoft.GroupQueryAttention <num_heads = 4, kv_num_heads = 2, {kinds}>"
+    dtype, width = (np.int8, _WIDE) if bits == 8 else (np.uint8, _WIDE // 2)
+    rng = np.random.default_rng(bits)
+    past = {x: rng.integers(0, 120, (len(feed["q"]), 2, feed[x].shape[2], width)).astype(dtype) for x in "cd"}
+    name, text = f"GroupQueryAttention-{bits}-{kind}", f"y, p, o = {heads} ({_TURNED}, , , , e, f)"
+    outputs = "y", f"{past['c'].dtype}[] p", f"{past['c'].dtype}[] o"
+    return case(name, text, {**feed, **past}, {**weights, **_TURNS, "e": scale, "f": scale / 2}, *outputs)
+
+
+CODED = (
+    coded(8, "PER_TENSOR", floats(1) / 50 + 0.05, _LATER, _NEXT),
+    coded(8, "PER_CHANNEL", positive(1, 2, 1, _WIDE) / 20, _ONE, {"l": whole(7, 4, dtype=np.int32), "t": np.int32(8)}),
+    coded(4, "PER_TENSOR", floats(1) / 5 + 0.5, _LATER, _NEXT),
+    coded(4, "PER_CHANNEL", positive(1, 2, 1, _WIDE) / 2, _LATER, _NEXT),
+)
+CASES = (*CASES, *PROJECTED, *MULTI_HEAD, *ROTATION, *GROUPED, *CODED)
 
 _MAP = {"x": floats(2, 4, 5, 5)}
 _FILTERS = {"w": floats(6, 2, 3, 3), "b": floats(6)}

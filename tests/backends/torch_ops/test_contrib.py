@@ -152,10 +152,10 @@ def test_every_expert_sees_every_token_where_a_graph_is_traced(monkeypatch):
             "3 bits",
         ),
         (
-            "y = ms.GroupQueryAttention <num_heads = 4, kv_num_heads = 2, kv_cache_bit_width = 8> (q, k, v, , , l, t)",
+            "y = ms.GroupQueryAttention <num_heads = 4, kv_num_heads = 2, kv_cache_bit_width = 2> (q, k, v, , , l, t)",
             {"q": floats(1, 3, 32), "k": floats(1, 3, 16), "v": floats(1, 3, 16)},
             {"l": np.array([2], np.int32), "t": np.int32(3)},
-            "cache is quantized",
+            "codes of different kinds",
         ),
         (
             "y = ms.MoE <use_sparse_mixer = 1> (x, r, w, b, u, c)",

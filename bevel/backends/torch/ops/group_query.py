@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bevel.backends.torch.ops.coded_caches import Grid
 from bevel.backends.torch.ops.rotary import turn
 from bevel.backends.torch.ops.scores import (
     Softmax,
@@ -26,6 +27,7 @@ from bevel.backends.torch.table import Int, lower
 from bevel.errors import UnsupportedModel
 
 MICROSOFT: Final = "com.microsoft"
+NONE: Final = "NONE"
 
 
 def _other_rotation(attributes: Mapping[str, Any]) -> str:
@@ -67,8 +69,9 @@ def _turned(heads: Tensor, places: Tensor, cos: Tensor, sin: Tensor, interleaved
 
 
 def _other_cache(attributes: Mapping[str, Any]) -> str:
-    if attributes.get("kv_cache_bit_width", 0) or {attributes.get(f"{x}_quant_type", "NONE") for x in "kv"} != {"NONE"}:
-        return "its cache is quantized"
+    kinds = {attributes.get(f"{x}_quant_type", NONE) for x in "kv"}
+    if len(kinds) > 1 or (attributes.get("kv_cache_bit_width", 0) or 8) not in (4, 8):
+        return "its caches have codes of different kinds, or of other widths than 4 and 8 bits"
     return "its cache is a window" if attributes.get("sliding_window_cache", 0) else ""
 
 
@@ -93,7 +96,7 @@ def group_query_attention(
     *,
     causal: int = 1,
     do_rotary: int = 0,
-    k_quant_type: str = "NONE",
+    k_quant_type: str = NONE,
     kv_cache_bit_width: int = 0,
     kv_num_heads: int,
     local_window_size: int = -1,
@@ -105,7 +108,7 @@ def group_query_attention(
     sliding_window_cache: int = 0,
     smooth_softmax: int = 0,
     softcap: float = 0.0,
-    v_quant_type: str = "NONE",
+    v_quant_type: str = NONE,
     outputs: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attend with query heads that share key-value heads, after the tokens of a cache, which grows by the new ones."""
@@ -120,12 +123,13 @@ def group_query_attention(
     if do_rotary and cos_cache is not None and sin_cache is not None:
         angles = places if position_ids is None else position_ids
         q, k = (_turned(x, angles, cos_cache, sin_cache, rotary_interleaved) for x in (q, k))
-    k = _appended(past_key, k, places, total_sequence_length)
-    v = _appended(past_value, v, places, total_sequence_length)
+    grids = [None if x is None else Grid(x, kv_cache_bit_width or 8) for x in (k_scale, v_scale)]
+    k, kept_k = _cached(past_key, k, places, total_sequence_length, grids[0])
+    v, kept_v = _cached(past_value, v, places, total_sequence_length, grids[1])
     seen = _seen(places, lengths, k.shape[2], bool(causal), local_window_size)
     mask = join_masks(None if attention_bias is None else padded_mask(attention_bias, k.shape[2], q.dtype), seen)
     sink = q.new_zeros(num_heads) if smooth_softmax and head_sink is None else head_sink
-    return merge_heads(_attended(q, k, v, mask, scale, softcap, sink)), k, v
+    return merge_heads(_attended(q, k, v, mask, scale, softcap, sink)), kept_k, kept_v
 
 
 def _heads(
@@ -136,6 +140,12 @@ def _heads(
         return split_heads(query, many), split_heads(key, few), split_heads(value, few)
     q, k, v = torch.split(split_heads(query, many + 2 * few), [many, few, few], 1)
     return q, k, v
+
+
+def _cached(past: Tensor | None, new: Tensor, places: Tensor, total: int, grid: Grid | None) -> tuple[Tensor, Tensor]:
+    """Return all entries as they are attended to, and as they are kept."""
+    kept = _appended(past, new if grid is None else grid.encode(new), places, total)
+    return kept if grid is None else grid.decode(kept, new), kept
 
 
 def _appended(past: Tensor | None, new: Tensor, places: Tensor, total: int) -> Tensor:
