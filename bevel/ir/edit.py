@@ -169,8 +169,7 @@ def take_places(value: ir.Value, parts: Mapping[int, Cut]) -> None:
 
     def take() -> ir.TensorProtocol:
         with content(source) as array:
-            for axis, index in indices.items():
-                array = np.take(array, index, axis=axis)
+            array = gathered(array, indices)
         if source.dtype is ir.DataType.STRING:
             return ir.StringTensor(array, shape=shape, name=value.name)
         return ir.Tensor(array, dtype=source.dtype, shape=shape, name=value.name)
@@ -181,6 +180,22 @@ def take_places(value: ir.Value, parts: Mapping[int, Cut]) -> None:
         value.const_value = ir.LazyTensor(take, dtype=source.dtype, shape=shape, name=value.name)
     value.shape = shape
     record(value, parts)
+
+
+def gathered(array: np.ndarray, indices: Mapping[int, np.ndarray]) -> np.ndarray:
+    """Take places of an array along some of its axes, in the order in which it lies in memory.
+
+    A module's matrices come as views of their transposes: numpy would copy them first, at ten times the cost.
+
+    >>> gathered(np.arange(6).reshape(3, 2).T, {0: np.array([1]), 1: np.array([2, 0])})
+    array([[5, 1]])
+    """
+    order = np.argsort([-abs(step) for step in array.strides], kind="stable")
+    laid = array.transpose(order)
+    for place, axis in enumerate(order.tolist()):
+        if axis in indices:
+            laid = np.take(laid, indices[axis], axis=place)
+    return laid.transpose(np.argsort(order))
 
 
 def _follow_shape(value: ir.Value, axes: tuple[Axis, ...], resize: Resize) -> None:
