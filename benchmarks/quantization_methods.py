@@ -45,6 +45,7 @@ OURS = {
     "gptq": Method(quantized("format=uintBITS rounding=gptq"), True),
     "awq, gptq": Method(AWQ + quantized("format=uintBITS rounding=gptq"), True),
     "adaround": Method(quantized("format=uintBITS rounding=adaround"), True),
+    "cbq": Method(quantized("format=uintBITS rounding=cbq"), True),
     "kmeans, gptq": Method(quantized("format=kmeansBITS rounding=gptq"), True, LEARNT),
     "gptq, lorc": Method(quantized("format=uintBITS rounding=gptq branch=lorc metric=inputs"), True),
     "mixed, gptq": Method(quantized("formats=uint2,uint4,uint8 bits=MEAN rounding=gptq"), True, LEARNT),
