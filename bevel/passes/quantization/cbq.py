@@ -35,8 +35,9 @@ Results: TypeAlias = dict[Entry, Result | None]
 
 # How many blocks are looked at together; each begins one block after the last.
 WINDOW: Final = 2
-# Samples that a step looks at.
-ROWS: Final = 8
+# Samples that a step looks at: more where there are more than so many such feeds.
+ROWS: Final = 4
+FEEDS: Final = 32
 # A weight that stands on the upper code or above leans to it by no more than this: the code it has is that taken first.
 MOST: Final = 1 - 1e-6
 
@@ -59,16 +60,16 @@ class Said:
 
     def __iter__(self) -> Iterator[str]:
         if not self.errors and not self.left:
-            yield "no residual block has weights for cbq: their codes are those of gptq"
+            yield "no residual block has weights for cbq: all are chosen layer by layer"
         if self.errors:
             first, last = (median(each) for each in zip(*self.errors, strict=True))
             better = sum(after < before for before, after in self.errors)
             yield (
-                f"{self.entries} weights in {len(self.errors)} windows of residual blocks, {better} better than by "
-                f"gptq: error of a window's output {first:.2g} before, {last:.2g} now (median)"
+                f"{self.entries} weights in {len(self.errors)} windows of residual blocks, {better} better than "
+                f"layer by layer: error of a window's output {first:.2g} before, {last:.2g} now (median)"
             )
         for why, count in self.left.items():
-            yield f"{count} windows as by gptq, torch cannot run them: {why}"
+            yield f"{count} windows stay as layer by layer, torch cannot run them: {why}"
 
 
 def windows(model: ir.Model, entries: Sequence[Entry]) -> list[Window]:
@@ -97,7 +98,8 @@ class CrossBlock:
         found = windows(self._model, [entry for entry, each in known.items() if isinstance(each, Quantized)])
         waiting = sorted(known, key=lambda entry: order[entry.target.node])
         before = dict(known)
-        walk = Walk(self._model, batches(self._model, self._context, ROWS), self._context.runtime)
+        feeds = batches(self._model, self._context, max(ROWS, self._context.samples // FEEDS))
+        walk = Walk(self._model, feeds, self._context.runtime)
         gained: list[tuple[float, float]] = []
         left: dict[str, int] = {}
         for done, window in enumerate(found):
