@@ -1,4 +1,4 @@
-"""What thin matrices beside the codes, the axis of blocks and formats for files are worth: bits against error.
+"""What thin matrices, the axis of blocks, formats for files and ways of rounding are worth: bits against error.
 
     python -m benchmarks.quantization_repair [--model synthetic|minilm|magika|gpt|digits] [--only PATTERN]
 
@@ -55,6 +55,12 @@ TRIALS: tuple[dict[str, Any], ...] = (
     {"format": "lr2vq2"},
     {"format": "ptq161"},
     {"format": "ptq161"} | INPUTS,
+    *(
+        {"format": f"uint{bits}", "block": block, "rounding": rounding}
+        for bits in (4, 3, 2)
+        for block in (32, 128)
+        for rounding in ("nearest", "gptq", "adaround", "cbq")
+    ),
 )
 
 
