@@ -39,17 +39,27 @@ def apart_from_amplification(
         return verdict
     feeds = list(feeds)
     try:
-        moves = sensitivity(reference, feeds, expected)
-        found = replace(verdict, amplified=Amplified(moves))
-        if where is None or not all(map(found.explained, found.broken)):
-            return found
+        found = replace(verdict, amplified=Amplified(sensitivity(reference, feeds, expected)))
+    except UnsupportedModel:  # weights that are moved may be refused: then nothing is excused
+        return verdict
+    if where is None or not all(map(found.explained, found.broken)):
+        return found
+    return replace(found, amplified=_in_pieces(found, reference, result, feeds, where))
+
+
+def _in_pieces(
+    found: Verdict, reference: ir.Model, result: ir.Model, feeds: Iterable[Mapping[str, Any]], where: Places
+) -> Amplified | None:
+    """Look for a number of pieces in which the promise holds."""
+    assert found.amplified is not None
+    try:
         for count in COUNTS:
             pieces = compare_in_pieces(reference, result, feeds, where, count)
-            if _holds(verdict, pieces):
-                return replace(found, amplified=Amplified(moves, pieces.count, pieces.error))
-    except UnsupportedModel:  # what the whole can run, a piece may not: then nothing is excused
-        return verdict
-    return found
+            if _holds(found, pieces):
+                return Amplified(found.amplified.moves, pieces.count, pieces.error)
+    except UnsupportedModel:  # what the whole can run, a piece may not
+        pass
+    return found.amplified
 
 
 def _holds(verdict: Verdict, pieces: Pieces) -> bool:

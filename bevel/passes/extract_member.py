@@ -13,6 +13,7 @@ from bevel.ir import nested
 from bevel.ir.edit import entries, mask, select
 from bevel.ir.groups import Analysis, analyse
 from bevel.ir.nested import Nest, checksum, entries_of, share
+from bevel.ir.places import places
 from bevel.passes.base import Context, Doc, Masked, Outcome, Pass, Promise, Range
 
 AGAIN = "nest the model again, after the passes that change it"
@@ -56,8 +57,8 @@ class ExtractMember(Pass):
         taken = {analysis[name].dim: keep for name, keep in keeps.items()}
         for weight, tensor in fits.items():
             value = model.graph.initializers[weight]
-            places = [entries(axis, taken) for axis in analysis.axes(value) or ()]
-            value.const_value = ir.tensor(tensor.numpy()[np.ix_(*places)], name=weight)
+            left = [entries(axis, taken) for axis in analysis.axes(value) or ()]
+            value.const_value = ir.tensor(tensor.numpy()[np.ix_(*left)], name=weight)
         nested.remove(model)
 
         def reference(given: ir.Model) -> None:
@@ -65,7 +66,8 @@ class ExtractMember(Pass):
                 given.graph.initializers[weight].const_value = tensor
             mask(given, keeps)
 
-        return Outcome(reference, (f"{len(keeps)} groups cut, {len(fits)} weights as they were fitted to that width",))
+        notes = (f"{len(keeps)} groups cut, {len(fits)} weights as they were fitted to that width",)
+        return Outcome(reference, notes, where=places(analysis, keeps))
 
     def _check(self, nest: Nest, analysis: Analysis) -> None:
         """Refuse a model whose groups are not those that were ordered."""

@@ -58,11 +58,12 @@ class Fold(Pass):
         _settle_types(model)
         resolve_shapes(model)
         sites = [] if model.opset_imports.get("", 0) < FIRST_OPSET else list(_sites(model))
-        taken = value_names(model)
+        taken, folded = value_names(model), {site.layer.outputs[0] for site in sites}
         for site in sites:
             _fold(site, taken)
         remove_dead(model)
-        return Outcome(notes=(f"{len(sites)} normalizations folded",))
+        notes = (f"{len(sites)} normalizations folded",)
+        return Outcome(notes=notes, where=lambda value: None if value in folded else {})
 
 
 def _conv_axis(layer: ir.Node) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from bevel.ir.edit import FREE_TO_DROP, permute
 from bevel.ir.groups import Analysis, Group, analyse
 from bevel.ir.names import Names
 from bevel.ir.nested import Fit, Nest, checksum, entries_of, share
+from bevel.ir.places import places
 from bevel.passes.base import SAMPLES, Context, Doc, Outcome, Pass, Preserving, Promise, Range
 from bevel.passes.choice import choose, left_out, outermost
 from bevel.passes.fitting.layers import Layer, rounded
@@ -64,12 +65,14 @@ class NestChannels(Pass):
         groups = outermost(analysis, choose(analysis, FREE_TO_DROP, self.only, self.skip))
         scores = lift.score(self.importance, analysis, groups, context)
         nested.remove(model)
-        permute(analysis, {name: np.argsort(-values, kind="stable") for name, values in scores.items()})
+        orders = {name: np.argsort(-values, kind="stable") for name, values in scores.items()}
+        permute(analysis, orders)
         shares = [share(text, self.name) for text in self.widths]
         fits = list(_fitted(analysis, groups, shares, context))
         Nest({group.name: group.size for group in groups}, fits).write(model)
         notes = (f"{len(groups)} of {len(analysis.groups)} groups ordered, {len(fits)} weights fitted", *scores.notes)
-        return Outcome(notes=(*notes, *left_out(analysis.groups, FREE_TO_DROP)))
+        told = (*notes, *left_out(analysis.groups, FREE_TO_DROP))
+        return Outcome(notes=told, where=places(analysis, orders))
 
 
 def _fitted(analysis: Analysis, groups: Sequence[Group], shares: Sequence[float], context: Context) -> Iterator[Fit]:

@@ -8,11 +8,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from bevel import registry
 from bevel.errors import PromiseBroken
 from bevel.ir.edit import mask, select
 from bevel.ir.groups import Analysis, analyse
 from bevel.ir.places import places
 from bevel.passes.base import Context, Masked, Outcome, Pass
+from bevel.passes.calibration import Calibration
+from bevel.passes.execution import Execution
 from bevel.passes.pieces import apart, compare_in_pieces
 from bevel.passes.pipeline import optimize
 from bevel.passes.prune_channels import PruneChannels
@@ -97,6 +100,27 @@ def test_prune_channels_says_what_is_left_where_and_a_wrong_map_shows_as_a_diffe
     by_name = {value.name: value for value in analysis.facts.axes}
     lie = compare_in_pieces(masked, result, FEEDS, lambda value: wrong(by_name[value.name]), 8)
     assert lie.count > 1 and lie.error > 0.1
+
+
+CONVOLUTIONS = """
+g (float[2, 3, 8, 8] x) => (float[2, 4, 8, 8] y) <float[6] mean = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6}> {
+  a = Conv <pads = [1, 1, 1, 1]> (x, w1)  b = BatchNormalization (a, scale, shift, mean, var)  c = Relu (b)
+  d = Conv <pads = [1, 1, 1, 1]> (c, w2)  e = Sigmoid (d)  f = Mul (d, e)  y = Conv (f, w3)
+}
+"""
+
+
+@pytest.mark.parametrize("name", ["fold", "nest"])
+def test_passes_that_keep_what_a_network_computes_say_where_it_is(name):
+    sizes = {"w1": (6, 3, 3, 3), "w2": (5, 6, 3, 3), "w3": (4, 5, 1, 1), "scale": (6,), "shift": (6,), "var": (6,)}
+    model = graph(CONVOLUTIONS, sizes)
+    model.graph.initializers["var"].const_value = ir.tensor(np.linspace(0.5, 2, 6, dtype=np.float32), name="var")
+    result, feeds = model.clone(), [{"x": np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)}]
+    step = registry.passes()[name]()
+    outcome = step.run(result, Context(0, Calibration.of(feeds, model), Execution()))
+    found = compare_in_pieces(model, result, feeds, outcome.where, 4)
+    assert found.count > 2 and found.error < 1e-5
+    assert max(deviation.relative for deviation in found.outputs) < 1e-5
 
 
 def test_large_entries_do_not_hide_what_is_wrong_beside_them():
