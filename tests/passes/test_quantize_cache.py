@@ -11,6 +11,7 @@ from bevel.ir import coded as interface
 from bevel.ir.caches import caches
 from bevel.ir.coded import Coded, coded
 from bevel.passes.base import Context
+from bevel.passes.caching import kernel
 from bevel.passes.caching import scales as scaling
 from bevel.passes.caching.scales import scales
 from bevel.passes.calibration import Calibration
@@ -188,6 +189,14 @@ def test_codes_that_a_later_pass_took_away_are_missed():
     node.inputs[3].name = "something else"
     with pytest.raises(EditRefused, match="past_key"):
         interface.narrow(model)
+
+
+def test_a_runtime_without_the_kernel_is_refused_with_a_remedy(monkeypatch):
+    wrong = kernel.ONE_HEAD.replace("GroupQueryAttention", "GroupQueryAttentionOfTomorrow")
+    monkeypatch.setattr(kernel, "ONE_HEAD", wrong)
+    with pytest.raises(EditRefused, match="emit=portable"):
+        bevel.optimize(decoder("grouped"), "quantize-cache", calibration=feeds(1))
+    assert bevel.optimize(decoder("grouped"), "quantize-cache{emit=portable}", calibration=feeds(1)).error < ERROR[8]
 
 
 def found(method, percentile=100.0, *, each=True):
