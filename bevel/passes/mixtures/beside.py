@@ -20,10 +20,11 @@ from bevel.passes.base import Context, Runtime
 from bevel.passes.mixtures.chains import Chain, Chains, Unlike, is_float
 from bevel.passes.mixtures.description import Activation, Expert, Mixture
 from bevel.passes.mixtures.gates import gating_of
+from bevel.passes.mixtures.integers import in_floats
 from bevel.passes.mixtures.probing import Ends, limit_of, probed, sizes_of
 from bevel.passes.mixtures.reading import experts, form, layout_of
 from bevel.passes.mixtures.recognition import mixtures
-from bevel.passes.mixtures.region import Look, ancestors
+from bevel.passes.mixtures.region import Look, ancestors, inline_branches
 from bevel.passes.mixtures.rows import LAST, leading, rows_of
 
 Array = np.ndarray[Any, Any]
@@ -89,12 +90,21 @@ def _meeting(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
 
 def with_shared(model: ir.Model, mixture: Mixture, context: Context) -> tuple[Mixture, str]:
     """Return a mixture with the layer beside it as its shared expert; or as it is, and why if there is such a layer."""
-    look = Look(model)
-    found = None if mixture.shared is not None else beside(look, mixture)
+    if mixture.shared is not None:
+        return mixture, ""
+    seen = model.clone()
+    inline_branches(seen)
+    rounded = in_floats(seen)
+    by_name = {value.name: value for node in seen.graph for value in node.outputs}
+    by_name |= {value.name: value for value in seen.graph.inputs}
+    ends = [by_name[value.name] for value in (mixture.input, mixture.logits, mixture.output)]
+    twin = replace(mixture, input=ends[0], logits=ends[1], output=ends[2], rounded=mixture.rounded or bool(rounded))
+    look = Look(seen)
+    found = beside(look, twin)
     if found is None:
         return mixture, ""
     try:
-        return _joined(model, look, mixture, found, context), ""
+        return _joined(model, look, twin, found, context), ""
     except (Unlike, EditRefused) as why:
         return mixture, f"a layer stays beside {mixture.name}: {why}"
 
@@ -103,15 +113,20 @@ def _joined(model: ir.Model, look: Look, mixture: Mixture, found: Beside, contex
     chain = _chain(look, mixture, found)
     sources = _sources(mixture.input)
     named = [*sources, mixture.logits, found.total, found.other, chain.tails[-1], *mixture.others]
-    names = [value.name or "" for value in named]
-    sizes = sizes_of(model, names, {value.name: value for value in named}, context)
+    inside = {value.name: value for node in model.graph for value in node.outputs}
+    inside |= {value.name: value for value in model.graph.inputs}
+    sizes = sizes_of(model, [value.name or "" for value in named], inside, context)
     if not np.array_equal(sizes[found.other.name or ""], sizes[chain.tails[-1].name or ""]):
         raise Unlike("it has a gate of its own")
     rows = rows_of(sizes[mixture.input.name or ""], mixture.axis)
-    shared = _expert(model, chain, sizes[chain.given.name or ""], rows, mixture.activation, context.runtime)
+    array = sizes[chain.given.name or ""]
+    shared = _expert(look.model, chain, array, rows, mixture.activation, context.runtime)
     given, axis = _ends(sources, found.total, rows, sizes)
-    ends = Ends(given, mixture.logits, found.total, mixture.active, mixture.others, axis)
-    whole = replace(mixture, input=given, output=found.total, axis=axis, shared=shared)
+    named = [inside[value.name] for value in (given, mixture.logits, found.total, *mixture.others)]
+    ends = Ends(named[0], named[1], named[2], mixture.active, tuple(named[3:]), axis)
+    whole = replace(
+        mixture, input=ends.input, logits=ends.logits, output=ends.output, others=ends.others, axis=axis, shared=shared
+    )
     probe = probed(model, ends, sizes, context.runtime)
     return replace(whole, gating=gating_of(whole, probe, context.runtime, limit_of(mixture)))
 

@@ -6,7 +6,7 @@ the graph gives, on random rows and on random logits that take every expert.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -19,6 +19,7 @@ from bevel.passes.mixtures.chains import Unlike
 from bevel.passes.mixtures.description import Gating, Mixture, Refused
 from bevel.passes.mixtures.fused import fused
 from bevel.passes.mixtures.gates import gating_of
+from bevel.passes.mixtures.integers import in_floats
 from bevel.passes.mixtures.members import members
 from bevel.passes.mixtures.probing import Ends, Probe, limit_of, probed, sizes_of
 from bevel.passes.mixtures.region import Region, ancestors, inline_branches, may_choose, regions
@@ -34,9 +35,10 @@ def mixtures(model: ir.Model, context: Context) -> tuple[list[Mixture], list[Ref
         return [], []
     seen = model.clone()
     inline_branches(seen)
+    rounded = in_floats(seen)
     operators = dict(fused(model))
     sources: list[tuple[ir.Node, Source]] = [*operators.items(), *regions(seen)]
-    search = _Search(model, seen, operators, [source for _, source in sources], context)
+    search = _Search(model, seen, rounded, operators, [source for _, source in sources], context)
     found: list[Mixture] = []
     refused: list[tuple[ir.Node, str]] = []
     for node, source in sources:
@@ -68,18 +70,23 @@ def _inside(mixture: Mixture) -> set[ir.Node]:
 
 
 class _Search:
-    """A model, the same with its branches inlined, and some of its values on one input, for their sizes."""
+    """A model, the same as it is looked at, and some of its values on one input, for their sizes.
+
+    Branches are inlined there, and products in 8 bits, `rounded`, are products of floats.
+    """
 
     def __init__(
         self,
         model: ir.Model,
         seen: ir.Model,
+        rounded: Container[ir.Node],
         operators: Mapping[ir.Node, Mixture | Unlike],
         sources: Sequence[Source],
         context: Context,
     ) -> None:
         self.model = model
         self.seen = seen
+        self.rounded = rounded
         self.runtime = context.runtime
         self.values = {value.name: value for value in _values(model)}
         self._operators = {node.name: each for node, each in operators.items()}
@@ -119,13 +126,19 @@ class _Search:
                 reasons.append(why)
         raise reasons[0]
 
+    def _is_rounded(self, region: Region) -> bool:
+        return any(node in self.rounded for chain in region.chains for node in (*chain.nodes, *chain.after))
+
     def _with(self, region: Region, ends: Ends, probe: Probe, threshold: float | None) -> Mixture:
         found = members(self.seen, region, probe, ends.active, threshold, self.runtime)
         name = region.choice.name or ends.output.name or ""
         made = Mixture(
             *(name, region.form, ends.input, ends.logits, ends.output, ends.active),
             *(Gating("one", groups=found.groups, threshold=threshold), found.experts, found.activation),
-            *(region.axis, found.shared, ends.others),
+            axis=region.axis,
+            shared=found.shared,
+            others=ends.others,
+            rounded=self._is_rounded(region),
         )
         return replace(made, gating=gating_of(made, probe, self.runtime, limit_of(made)))
 

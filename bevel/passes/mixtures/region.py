@@ -123,6 +123,7 @@ class Look:
     """A graph as it is read for mixtures: what is fixed, which nodes are products, and where nodes stand."""
 
     def __init__(self, model: ir.Model) -> None:
+        self.model = model
         self.nodes = list(model.graph)
         self.place = {node: place for place, node in enumerate(self.nodes)}
         self._sums = analyse(model).facts.sums
