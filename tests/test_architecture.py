@@ -29,7 +29,7 @@ ALLOWED = {
         "bevel.backends",
     },
     "bevel.passes.sensitivity": {"bevel.passes.deviation", "bevel.passes.verify", "bevel.backends"},
-    "bevel.passes.pieces": {"bevel.ir", "bevel.passes.deviation", "bevel.backends"},
+    "bevel.passes.pieces": {"bevel.ir", "bevel.passes.deviation", "bevel.passes.rounding", "bevel.backends"},
     "bevel.passes.execution": {"bevel.backends"},
     "bevel.passes.pipeline": {"bevel.errors", "bevel.ir", "bevel.passes", "bevel.backends", "bevel.report"},
 }

@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 
+from bevel.backends.coded import Decoded
 from bevel.backends.onnxruntime import Level, Session
 from bevel.ir.piece import uses
 from bevel.ir.places import Kept, Places
@@ -62,9 +63,10 @@ def compare_in_pieces(
     found: list[Mapping[str, Any]] = []
     worst = 0.0
     with (
-        Session(_telling(reference, kept), level=Level.AS_WRITTEN, consume=True) as truth,
-        Session(_told(result, kept), level=Level.AS_WRITTEN, consume=True) as pieces,
+        Session(_telling(reference, kept), level=Level.AS_WRITTEN, consume=True) as whole,
+        Session(_told(result, kept), level=Level.AS_WRITTEN, consume=True) as parts,
     ):
+        truth, pieces = Decoded(whole, reference), Decoded(parts, result)
         for feed in feeds:
             answers = truth.run(feed)
             given = {name: _taken(answers[name], kept[name]) for name in kept}

@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from bevel.backends.coded import Decoded
 from bevel.backends.onnxruntime import Level, Session
 from bevel.passes.deviation import deviate
 from bevel.passes.verify import Observation, observe
@@ -28,7 +29,9 @@ def sensitivity(model: ir.Model, feeds: Iterable[Mapping[str, Any]], answers: Ob
     `UnsupportedModel` where it does not run any more.
     """
     with Session(nudged(model), level=Level.AS_WRITTEN) as session:
-        moved = observe(session, [{name: nudge(value, 0) for name, value in feed.items()} for feed in feeds])
+        moved = observe(
+            Decoded(session, model), [{name: nudge(value, 0) for name, value in feed.items()} for feed in feeds]
+        )
     return {
         name: deviate(name, [seen[name] for seen in answers.answers], [seen[name] for seen in moved.answers]).relative
         for name in (answers.answers[0] if answers.answers else ())
