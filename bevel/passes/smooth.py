@@ -11,7 +11,7 @@ from bevel.passes.base import SAMPLES, Context, Doc, Outcome, Pass, Preserving, 
 from bevel.passes.fitting.layers import Layer
 from bevel.passes.fitting.magnitudes import magnitudes
 from bevel.passes.scaling.columns import columns
-from bevel.passes.scaling.factors import powers_of_two, smoothing
+from bevel.passes.scaling.factors import powers_of_two, smoothing, taming
 from bevel.passes.scaling.gates import open_gates
 from bevel.passes.scaling.motions import Scaling, largest_of, left_alone, scalings, spread
 from bevel.passes.scaling.products import even_out, meetings
@@ -35,12 +35,16 @@ class Smooth(Pass):
     With `shifts` the middle of what layers read moves into their biases first, where all of them have one; where
     nothing gives a vector to subtract it from, by an addition, if that takes off a quarter of the range.
 
+    With `outliers` only channels that stand out are scaled, found coarse to fine: of those far above the quartiles, the
+    ones behind the widest gap (CBQ). They are divided by `(max|X| / the largest of the others)^alpha`, whatever the
+    weights are.
+
     Promise: Preserving; with `exact=true` scales are powers of two, which round nothing.
 
     Example: smooth{alpha=0.7}
 
-    Source: Xiao et al. 2023, SmoothQuant; Wei et al. 2023, Outlier Suppression+ (shifts); Xu et al. 2025, MambaQuant
-    (gates, products, shifts).
+    Source: Xiao et al. 2023, SmoothQuant; Wei et al. 2023, Outlier Suppression+ (shifts); Ding et al. 2024, CBQ
+    (outliers); Xu et al. 2025, MambaQuant (gates, products, shifts).
     """
 
     name: ClassVar[str] = "smooth"
@@ -51,6 +55,7 @@ class Smooth(Pass):
     gates: Annotated[bool, Doc("let scales pass x * f(x), by one product more that scales back what f reads")] = False
     products: Annotated[bool, Doc("even out both sides of products of activations, such as queries and keys")] = False
     shifts: Annotated[bool, Doc("centre what layers read, by means of their biases")] = False
+    outliers: Annotated[bool, Doc("scale channels alone that stand out from the others")] = False
     samples: Annotated[int, Range(1), Doc("how many samples to take ranges over")] = SAMPLES
     only: Annotated[tuple[str, ...], Doc("patterns of groups or tensors to scale; everything if empty")] = ()
     skip: Annotated[tuple[str, ...], Doc("patterns of groups or tensors to leave alone")] = ()
@@ -105,7 +110,7 @@ class Smooth(Pass):
                 [(reading, columns(reading.layer)) for reading in each.readings],
             )
         )
-        scale = smoothing(inputs, weights, self.alpha)
+        scale = taming(inputs, self.alpha) if self.outliers else smoothing(inputs, weights, self.alpha)
         return powers_of_two(scale, abs(each.power)) if self.exact else scale
 
 

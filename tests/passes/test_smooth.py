@@ -12,6 +12,7 @@ from bevel.passes.pipeline import optimize
 from bevel.passes.scaling import motions
 from bevel.passes.scaling.columns import columns
 from bevel.passes.scaling.factors import WIDEST, salient, smoothing
+from bevel.passes.scaling.outliers import outliers
 from bevel.passes.smooth import Smooth
 from bevel.testing import check_pass
 from tests.graphs import graph
@@ -106,6 +107,34 @@ def test_ranges_are_what_the_formula_says(alpha):
     optimize(model, Smooth(alpha=alpha), calibration=inputs)
     rows, _ = read(model, "wq", inputs)
     assert np.allclose(np.abs(rows).max(0), ranges ** (1 - alpha) * weights ** (1 - alpha), rtol=1e-4)
+
+
+def test_channels_that_stand_out_are_scaled_alone():
+    model, inputs = attention(), feeds(6, 16)
+    check_pass(Smooth(outliers=True), model, inputs)
+    smoothed = model.clone()
+    optimize(smoothed, "smooth{outliers=true}", calibration=inputs)
+    largest = np.abs(read(model, "wq", inputs)[0]).max(0)
+    factor = np.sqrt(largest[OUTLIER] / np.delete(largest, OUTLIER).max())
+    for name in ("wq", "wk"):
+        ratio = content(smoothed, name) / content(model, name)
+        assert np.allclose(ratio, np.where(np.arange(16) == OUTLIER, factor, 1)[:, None], rtol=1e-4)
+        assert int8_error(smoothed, name, inputs) < 0.3 * int8_error(model, name, inputs)
+
+
+def test_without_outliers_none_is_scaled():
+    model, inputs = attention(), feeds(6, 16)
+    put(model, "gain", np.ones(16))
+    optimize(model, "smooth{outliers=true}", calibration=inputs)
+    assert np.array_equal(content(model, "gain"), np.ones(16))
+
+
+def test_outliers_begin_at_the_widest_gap():
+    normal = np.random.default_rng(0).uniform(1, 2, 60)
+    values = np.concatenate([normal, [3.6, 3.8, 4.0, 9.0, 9.5]])
+    assert (values > 3.5).sum() == 5  # all of which are far above the quartiles
+    assert np.flatnonzero(outliers(values)).tolist() == [63, 64]
+    assert not outliers(normal).any()
 
 
 def test_powers_of_two_round_nothing():

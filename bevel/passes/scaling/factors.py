@@ -3,14 +3,17 @@
     smoothing     s = max|X|^a / max|W|^(1 - a)         X / s, W * s: outliers move from activations into weights
     equalizing    s = sqrt(range of what follows / range of what comes before): both are then the same
     salient       s = mean|X|^a, normalised             W * s, X / s: weights that meet large inputs get finer steps
+    taming        s = (max|X| / the largest normal)^a   X / s, W * s: for outliers alone, 1 for all others
 
 Source: Xiao et al. 2023, SmoothQuant; Nagel et al. 2019, Data-Free Quantization Through Weight Equalization; Lin et al.
-2024, AWQ.
+2024, AWQ; Ding et al. 2024, CBQ (taming).
 """
 
 from typing import Any, Final
 
 import numpy as np
+
+from bevel.passes.scaling.outliers import outliers
 
 Array = np.ndarray[Any, Any]
 
@@ -51,6 +54,19 @@ def salient(means: Array, alpha: float) -> Array:
     if not known.any():
         return scale
     return np.where(known, scale / np.sqrt(scale[known].max() * scale[known].min()), 1.0)
+
+
+def taming(inputs: Array, alpha: float) -> Array:
+    """Return by what to divide inputs, and multiply weights, so that those that stand out come nearer to the others.
+
+    >>> taming(np.array([1.0, 2.0, 1.5, 1.2, 32.0, 1.1, 1.7, 1.3]), 0.5).tolist()
+    [1.0, 1.0, 1.0, 1.0, 4.0, 1.0, 1.0, 1.0]
+    """
+    out = outliers(inputs)
+    normal = inputs[~out].max(initial=0.0)
+    if not normal > 0:
+        return np.ones_like(inputs)
+    return usable(np.where(out, inputs / normal, 1.0) ** alpha, np.ones(inputs.shape, bool))
 
 
 def usable(scale: Array, known: Array) -> Array:
