@@ -33,6 +33,10 @@ ROUNDINGS = 4
 FLIP = 2
 # One unit in the last place of a number in single precision, relative to it.
 SINGLE = 2.0**-23
+# An error is rounding that the network multiplies if one unit in the last place moves the output half as much, and the
+# error is small whatever made it. Beyond that, the graph has to be compared in pieces.
+LIKE_UNITS = 2.0
+SMALL = 1e-3
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,8 @@ class Verdict:
     `unrounded` is there if quantized activations are rounded and the plain comparison failed. It decides then: without
     the rounding the promise must hold as it stands, and with it no error may be larger than flipped roundings make.
     `amplified` is there if it failed all the same: whether the network multiplies roundings so much that they explain
-    the error, and whether the promise holds piece by piece. Both must be so for it to be kept.
+    the error, and whether the promise holds piece by piece. Both must be so for it to be kept, unless the error is no
+    larger than what single roundings make.
     """
 
     promise: Promise
@@ -116,7 +121,8 @@ class Verdict:
         coarse = (self._coarse(deviation) for deviation in self.outputs if self._kept_coarsely(deviation))
         flipped = (self._flipped(deviation) for deviation in self.outputs if self._kept_unrounded(deviation))
         multiplied = (self._multiplied(deviation) for deviation in self.outputs if self._kept_in_pieces(deviation))
-        return (*coarse, *flipped, *multiplied)
+        alike = (self._alike(deviation) for deviation in self.outputs if self._kept_like_units(deviation))
+        return (*coarse, *flipped, *multiplied, *alike)
 
     def limit(self, deviation: Deviation) -> float:
         """Return the relative error allowed on one output: the promise's, or a few roundings of the coarsest type."""
@@ -131,7 +137,7 @@ class Verdict:
             return not math.isnan(deviation.relative)
         if deviation.exact or deviation.relative <= self.limit(deviation):
             return True
-        return self._kept_unrounded(deviation) or self._kept_in_pieces(deviation)
+        return self._kept_unrounded(deviation) or self._kept_like_units(deviation) or self._kept_in_pieces(deviation)
 
     def _kept_coarsely(self, deviation: Deviation) -> bool:
         """Tell whether an output is over the promise's own limit, but within a few roundings of a half precision."""
@@ -164,32 +170,44 @@ class Verdict:
 
     def explained(self, deviation: Deviation) -> bool:
         """Tell whether the network makes an error as large as this of rounding: of what the promise allows a layer."""
-        if self.amplified is None:
+        return deviation.relative <= self.limit(deviation) / max(SINGLE, deviation.epsilon) * self._moved(deviation)
+
+    def _moved(self, deviation: Deviation) -> float:
+        return 0.0 if self.amplified is None else self.amplified.moves.get(deviation.output, 0.0)
+
+    def _kept_like_units(self, deviation: Deviation) -> bool:
+        """Tell whether an output is over the limit by a small error that single roundings make as well."""
+        if deviation.relative <= self.limit(deviation) or self._kept_unrounded(deviation):
             return False
-        moved = self.amplified.moves.get(deviation.output, 0.0)
-        return deviation.relative <= self.limit(deviation) / max(SINGLE, deviation.epsilon) * moved
+        return deviation.relative <= min(LIKE_UNITS * self._moved(deviation), SMALL)
+
+    def _alike(self, deviation: Deviation) -> str:
+        return (
+            f"output {deviation.output}: error {deviation.relative:.2g} is rounding, which the network multiplies: one "
+            f"unit in the last place of inputs and weights moves it by {self._moved(deviation):.2g}"
+        )
 
     def _kept_in_pieces(self, deviation: Deviation) -> bool:
         """Tell whether an output is over the limit only because the network multiplies roundings."""
         if self.amplified is None or not self.amplified.pieces or deviation.relative <= self.limit(deviation):
             return False
-        return self.explained(deviation) and not self._kept_unrounded(deviation)
+        kept_otherwise = self._kept_unrounded(deviation) or self._kept_like_units(deviation)
+        return self.explained(deviation) and not kept_otherwise
 
     def _multiplied(self, deviation: Deviation) -> str:
         assert self.amplified is not None
         return (
             f"output {deviation.output}: error {deviation.relative:.2g} because the network multiplies roundings (one "
-            f"unit in the last place of inputs and weights alone moves it by "
-            f"{self.amplified.moves[deviation.output]:.2g}); in {self.amplified.pieces} pieces, each given what the "
-            f"reference has there, the error is at most {self.amplified.error:.2g}"
+            f"unit in the last place of inputs and weights alone moves it by {self._moved(deviation):.2g}); in "
+            f"{self.amplified.pieces} pieces, each given what the reference has there, the error is at most "
+            f"{self.amplified.error:.2g}"
         )
 
     def _sensitive(self, deviation: Deviation) -> str:
         """Say what rounding has to do with an error."""
         if self.amplified is None or deviation.output not in self.amplified.moves:
             return ""
-        moves = self.amplified.moves[deviation.output]
-        moved = f"one unit in the last place of inputs and weights moves it by {moves:.2g}"
+        moved = f"one unit in the last place of inputs and weights moves it by {self._moved(deviation):.2g}"
         if not self.explained(deviation):
             return f"; this is no rounding: {moved}"
         return f"; this may be rounding, which the network multiplies: {moved} already"

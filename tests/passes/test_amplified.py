@@ -1,6 +1,6 @@
 """Networks that multiply roundings: what is right is kept, piece by piece, and what is wrong is caught there."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import ml_dtypes
@@ -20,6 +20,7 @@ from bevel.passes.pieces import apart, compare_in_pieces
 from bevel.passes.pipeline import optimize
 from bevel.passes.prune_channels import PruneChannels
 from bevel.passes.sensitivity import nudge, nudged
+from bevel.passes.verify import Amplified, Observation, compare
 from tests.graphs import graph
 
 DEPTH, WIDTH = 12, 32
@@ -89,6 +90,16 @@ def test_nothing_is_excused_in_a_chaotic_network_that_pieces_do_not_show(chaos, 
 def test_a_mistake_that_rounding_does_not_explain_is_named_as_one():
     with pytest.raises(PromiseBroken, match="this is no rounding: one unit in the last place"):
         optimize(chain(gain=0.1), Halve(1.5), calibration=FEEDS)
+
+
+@pytest.mark.parametrize(
+    ("error", "moved", "kept"), [(3e-5, 2e-5, True), (3e-5, 1e-5, False), (3e-5, 0, False), (2e-3, 2e-3, False)]
+)
+def test_a_small_error_is_rounding_where_units_make_as_much(error, moved, kept):
+    expected, got = (Observation(({"y": np.array([1.0, value], np.float32)},)) for value in (0.5, 0.5 + error))
+    verdict = replace(compare(expected, got, Masked()), amplified=Amplified({"y": moved}))
+    assert verdict.kept is kept
+    assert any("is rounding, which the network multiplies" in note for note in verdict.notes) is kept
 
 
 def test_prune_channels_says_what_is_left_where_and_a_wrong_map_shows_as_a_difference(chaos):
