@@ -2,17 +2,18 @@
 
     python -m benchmarks.quantization [--model synthetic|minilm|magika|gpt|digits] [--bits 4 ...] [--block 32 ...]
                                       [--layers 12] [--width 1024] [--only PATTERN ...] [--rows 1 16 128]
+                                      [--products]
 
 What the models are and how they are judged is in `quantization_models.py`, what is compared in
 `quantization_methods.py`. Only layers are quantized, no tables; the other tool sees matrix products alone, and leaves
-convolutions as they are. Every run is a process of its own that loads the model, quantizes it and saves it
-(`quantization_child.py`); its peak is resident memory as Linux counts it. `bits/element` are those of the file that are
-not in the other weights. The last columns are how many times faster than the floats the result runs with so many rows
-(tokens, images or files), on one thread, by the least processor time, the two taking turns; `--rows` without a number
-leaves them out.
+convolutions as they are. With `--products` ours do so too, and bits are those of products. Every run is a process of
+its own that loads the model, quantizes it and saves it (`quantization_child.py`); its peak is resident memory as Linux
+counts it. `bits/element` are those of the file that are not in the other weights. The last columns are how many times
+faster than the floats the result runs with so many rows (tokens, images or files), on one thread, by the least
+processor time, the two taking turns; `--rows` without a number leaves them out.
 
 At the end stands for each width and block who is best, with data and without. Of ours, those count that take no more
-bits than the largest of theirs (their HQQ has a float zero point a block), and of theirs those that became smaller.
+bits than the largest of theirs (their HQQ has a float zero point a block), and of theirs those of at most 16 bits.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from pathlib import Path
 import numpy as np
 
 import bevel
-from benchmarks.quantization_child import packed
+from benchmarks.quantization_child import is_product, packed
 from benchmarks.quantization_methods import BEVEL, OURS, THEIRS, recipe
 from benchmarks.quantization_models import MODELS, Network
 from benchmarks.turns import faster
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--only", nargs="+", default=["*"], help="patterns of `tool method`, as in the table")
     parser.add_argument("--rows", type=int, nargs="*", default=ROWS)
+    parser.add_argument("--products", action="store_true", help="leave all but products of matrices in floats")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bevel-quantization-") as folder:
         network = MODELS[options.model](Path(folder), options)
@@ -77,7 +79,7 @@ def main() -> None:
         done = []
         for run in runs(options.bits, options.block):
             if any(fnmatch.fnmatch(f"{run.tool} {run.method}", pattern) for pattern in options.only):
-                cells, result = measured(network, run, options.rows)
+                cells, result = measured(network, run, options.rows, options.products)
                 print(" | ".join((run.tool, run.method, str(run.bits), str(run.block), *cells)), flush=True)
                 done.append(result)
         print("\n".join(summary(network, done)))
@@ -94,19 +96,19 @@ def runs(widths: list[int], blocks: list[int]) -> Iterator[Run]:
                     yield Run("onnxruntime", name, bits, block, peer.calibrated)
 
 
-def measured(network: Network, run: Run, rows: list[int]) -> tuple[list[str], Run]:
+def measured(network: Network, run: Run, rows: list[int], products: bool) -> tuple[list[str], Run]:
     """Return the cells of a run, and the run with what it found; that has no worth if it failed."""
     result = network.path.with_name("result.onnx")
     what = {"method": run.method, "bits": run.bits, "block": run.block}
     if run.tool == BEVEL:
-        what = {"recipe": recipe(run.method, run.bits, run.block)}
+        what = {"recipe": recipe(run.method, run.bits, run.block), "products": products}
     given = json.dumps({"tool": run.tool, "source": str(network.path), "result": str(result), **what})
     done = subprocess.run([sys.executable, "-m", CHILD, given], capture_output=True, text=True)
     if done.returncode:
         return [f"failed: {done.stderr.strip().splitlines()[-1][:160]}"], run
     seconds, cpu, peak = json.loads(done.stdout.splitlines()[-1])
     size = result.stat().st_size
-    rest, elements = others(network.path)
+    rest, elements = others(network.path, products)
     each = (size - rest) * 8 / elements
     quality = list(network.quality(result))
     cells = [f"{each:.2f}", f"{size / 1e6:.1f}", *quality, f"{seconds:.1f}", f"{cpu:.1f}", f"{peak / 1e6:.0f}"]
@@ -125,16 +127,17 @@ def speeds(network: Network, result: Path, rows: list[int]) -> Iterator[str]:
             yield f"{faster(floats, quantized, network.rows(count)):.2f}"
 
 
-def others(path: Path) -> tuple[int, int]:
-    """Return the bytes of a file that are not in weights of products, and the elements of these."""
-    elements = sum(layer.weight.const_value.size for layer in layers(bevel.load(path)))
+def others(path: Path, products: bool) -> tuple[int, int]:
+    """Return the bytes of a file that are not in weights of layers, or of products alone, and the elements of these."""
+    counted = [layer for layer in layers(bevel.load(path)) if not products or is_product(layer)]
+    elements = sum(layer.weight.const_value.size for layer in counted)
     files = sum(file.stat().st_size for file in path.parent.glob(f"{path.stem}.*"))
     return files - 4 * elements, elements
 
 
 def summary(network: Network, done: list[Run]) -> Iterator[str]:
     """Yield a line for each width and block, without data and with, that says whose best is better."""
-    smaller = [run for run in done if run.each < FLOAT_BITS - 1 and run.worth == run.worth]
+    smaller = [run for run in done if run.each <= FLOAT_BITS / 2 and run.worth == run.worth]
     for bits, block in dict.fromkeys((run.bits, run.block) for run in done):
         here = [run for run in smaller if (run.bits, run.block) == (bits, block)]
         largest = max((run.each for run in here if run.tool != BEVEL), default=float(FLOAT_BITS))

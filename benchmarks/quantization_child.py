@@ -41,18 +41,23 @@ def measured(tool: str, source: str, result: str, **options: Any) -> None:
     print(json.dumps([*spent, int(peak[1]) * 1024]))
 
 
-def ours(recipe: str) -> Callable[[str, str, Feeds], None]:
-    """Return what runs passes; `ONLY` in the recipe stands for the layers."""
+def ours(recipe: str, products: bool) -> Callable[[str, str, Feeds], None]:
+    """Return what runs passes; `ONLY` in the recipe stands for the layers, or for products of matrices alone."""
     from bevel import load, optimize, save
     from bevel.passes.fitting.layers import layers
 
     def run(source: str, result: str, feeds: Feeds) -> None:
         model = load(source)
-        names = ",".join(f'"{layer.node.name}"' for layer in layers(model))
+        names = ",".join(f'"{layer.node.name}"' for layer in layers(model) if not products or is_product(layer))
         optimize(model, recipe.replace("ONLY", names), calibration=feeds, verify=False)
         save(model, result)
 
     return run
+
+
+def is_product(layer: Any) -> bool:
+    """Say whether the other tool sees a layer."""
+    return bool(layer.node.op_type == "MatMul")
 
 
 def theirs(method: str, bits: int, block: int) -> Callable[[str, str, Feeds], None]:
