@@ -33,8 +33,8 @@ ROUNDINGS = 4
 FLIP = 2
 # One unit in the last place of a number in single precision, relative to it.
 SINGLE = 2.0**-23
-# An error is rounding that the network multiplies if one unit in the last place moves the output by a quarter of it, and
-# it is small whatever made it. Beyond that, the graph has to be compared in pieces.
+# An error is rounding that the network multiplies if one unit in the last place moves the output by a quarter of it,
+# and it is small whatever made it. Beyond that, the graph has to be compared in pieces.
 LIKE_UNITS = 4.0
 SMALL = 1e-3
 
