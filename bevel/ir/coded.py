@@ -127,7 +127,7 @@ def narrow(model: ir.Model) -> None:
         if cache.inside is not None:
             past, present = (value for value in pair if value is not None)
             _take_in(model.graph, cache.past, past)
-            _give_out(model.graph, cache.present, present, names)
+            _give_out(model.graph, cache.present, present, cache.bits, names)
     remove_dead(model)
     set_coded(model, [Coded(cache.past, cache.present, cache.bits, cache.scale) for cache in caches])
 
@@ -144,11 +144,12 @@ def _take_in(graph: ir.Graph, name: str, codes: ir.Value) -> None:
     old.name = None
 
 
-def _give_out(graph: ir.Graph, name: str, codes: ir.Value, names: Names) -> None:
+def _give_out(graph: ir.Graph, name: str, codes: ir.Value, bits: int, names: Names) -> None:
     """Give out codes where a graph gave out what they stand for."""
     place = next(place for place, value in enumerate(graph.outputs) if value.name == name)
     old = graph.outputs[place]
     graph.outputs[place] = codes
+    codes.shape = None if old.shape is None else shape_of_codes(list(old.shape), bits)
     old.name = names.free(f"{name}.restored")
     codes.metadata_props.update(old.metadata_props)
     codes.name = name

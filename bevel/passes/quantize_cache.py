@@ -12,6 +12,7 @@ from bevel.errors import PromiseBroken, UsageError
 from bevel.ir.coded import TYPES
 from bevel.passes.activations.opset import raise_opset
 from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
+from bevel.passes.caching.branching import branch
 from bevel.passes.caching.kernel import check_kernel
 from bevel.passes.caching.ledger import MOST_NAMED, notes
 from bevel.passes.caching.limits import raised
@@ -36,13 +37,14 @@ class QuantizeCache(Pass):
     calibration inputs: the largest magnitude (`max`), what leaves the least squared error (`mse`), or holds
     `percentile` per cent.
 
-    With `emit=fast`, GroupQueryAttention reads and gives out codes itself, in ONNX Runtime's kernel: faster in steps of
-    one token behind long contexts, slower for prompts. Other caches, and with `emit=portable` all, are decoded by
-    standard operators where they come in: prompts take as long as before, steps longer, and floats exist while a step
-    runs. If the run has a limit for the error of the outputs (`--max-error`), the caches that do most to them get 8
-    bits, or stay in floats, as few as it takes; with `repair=false` they do not, and the run fails. Caches count among
-    the outputs: codes of 8 bits are off by up to 0.4% of what is largest in a channel, of 4 bits by 7%, or more where
-    that is clipped.
+    With `emit=kernel`, GroupQueryAttention reads and gives out codes itself, in ONNX Runtime's kernel, which is
+    quicker for single tokens behind long contexts and slower for prompts. `fast` has a condition: up to 8 tokens go
+    through that kernel, for more the cache is decoded, so that a prompt takes as long as before. Other caches, and
+    with `emit=portable` all, are decoded by standard operators where they come in: steps take longer, and floats
+    exist while one runs. If the run has a limit for the error of the outputs (`--max-error`), the caches that do
+    most to them get 8 bits, or stay in floats, as few as it takes; with `repair=false` they do not, and the run
+    fails. Caches count among the outputs: codes of 8 bits are off by up to 0.4% of what is largest in a channel, of
+    4 bits by 7%, or more where that is clipped.
 
     Promise: Lossy. Outputs are compared with codes decoded at the interface; then the model with codes at its interface
     is run, and has to answer the same in every element.
@@ -61,7 +63,9 @@ class QuantizeCache(Pass):
     )
     calibration: Annotated[Method, Doc("how a scale is chosen")] = "mse"
     percentile: Annotated[float, Range(50, 100), Doc("per cent of the entries in the range, with percentile")] = 99.99
-    emit: Annotated[Literal["fast", "portable"], Doc("codes in ONNX Runtime's kernel, or standard operators")] = "fast"
+    emit: Annotated[Literal["fast", "kernel", "portable"], Doc("what attends: by the number of tokens, or one way")] = (
+        "fast"
+    )
     repair: Annotated[bool, Doc("more bits, or floats, until the run's limit for the error holds")] = True
     samples: Annotated[int, Range(1), Doc("how many samples to calibrate with")] = SAMPLES
     only: Annotated[tuple[str, ...], Doc("patterns of inputs or nodes to quantize; everything if empty")] = ()
@@ -87,10 +91,13 @@ class QuantizeCache(Pass):
 
         def put(clone: ir.Model, plan: Plan) -> None:
             each = [(unit, plan[number]) for number, unit in enumerate(self._units(clone)[0]) if number in plan]
-            write(
-                clone,
-                [Choice(item, scale(bits)[item.name], bits, unit.fast) for unit, bits in each for item in unit.caches],
-            )
+            choices = [
+                Choice(item, scale(bits)[item.name], bits, unit.fast) for unit, bits in each for item in unit.caches
+            ]
+            write(clone, choices)
+            for unit, bits in each:
+                if unit.fast and self.emit == "fast":
+                    branch(clone, unit.node, unit.caches, bits)
 
         plan = {number: self.bits if unit.paired else 8 for number, unit in enumerate(found)}
         if self.repair and context.max_error is not None:
@@ -100,7 +107,7 @@ class QuantizeCache(Pass):
         return Outcome(notes=tuple(notes(found, plan, left, remarks)))
 
     def _units(self, model: ir.Model) -> tuple[list[Unit], dict[str, str]]:
-        return units(model, self.only, self.skip, fast=self.emit == "fast", each=self.scale == "channel")
+        return units(model, self.only, self.skip, fast=self.emit != "portable", each=self.scale == "channel")
 
     def _leave(self, names: Sequence[str], plan: Plan, limit: float, left: dict[str, str]) -> None:
         """Note caches that stay in floats, of which there must not be all."""

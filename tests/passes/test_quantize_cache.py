@@ -48,11 +48,11 @@ def apart(expected, got):
 
 
 @pytest.mark.parametrize(
-    "case", ["grouped fast 8", "grouped fast 4", "grouped portable 4", "appended fast 8", "standard portable 8"]
+    "case", ["grouped fast 8", "grouped kernel 4", "grouped portable 4", "appended fast 8", "standard portable 8"]
 )
 def test_a_prompt_and_five_steps_answer_as_with_caches_in_floats(case):
     form, emit, bits = case.split()[0], case.split()[1], int(case[-1])
-    model, prompt = decoder(form, rotary=form == "grouped"), feeds(1, length=7)[0]["ids"]
+    model, prompt = decoder(form, rotary=form == "grouped"), feeds(1, length=9)[0]["ids"]
     expected, floats = decode(model, prompt, 5)
     step = QuantizeCache(bits=bits, emit=emit, calibration="max")
     report = bevel.optimize(model, step, calibration=continued(model, 20, length=12))
@@ -60,18 +60,25 @@ def test_a_prompt_and_five_steps_answer_as_with_caches_in_floats(case):
     assert 0 < apart(expected, got) < ERROR[bits]
     assert 0 < report.error < ERROR[bits] and report.steps[1].verdict.promise == bevel.Exact()
     for name, kept in codes.items():
-        assert kept.nbytes * 32 // bits == floats[name].nbytes and kept.shape[2] == floats[name].shape[2] == 12
+        assert kept.nbytes * 32 // bits == floats[name].nbytes and kept.shape[2] == floats[name].shape[2] == 14
 
 
-def test_the_kernel_and_standard_operators_give_out_the_same_codes():
-    kept = []
-    for emit in ("fast", "portable"):
+@pytest.mark.parametrize("bits", [8, 4])
+def test_whatever_attends_gives_out_the_same_codes(bits):
+    prompts = [feeds(1, length=length)[0]["ids"] for length in (6, 12)]
+    answers = {}
+    for emit in ("kernel", "fast", "portable"):
         model = decoder("grouped")
-        bevel.optimize(model, QuantizeCache(emit=emit), calibration=feeds(4))
-        assert ("k_quant_type" in attention(model).attributes) is (emit == "fast")
-        kept.append(decode(model, feeds(1)[0]["ids"], 0)[1])
-    for name in kept[0]:
-        np.testing.assert_array_equal(kept[0][name], kept[1][name])
+        bevel.optimize(model, QuantizeCache(bits=bits, emit=emit), calibration=feeds(4))
+        kinds = [node.op_type for node in model.graph if node.op_type in ("If", "GroupQueryAttention")]
+        assert kinds == (["If"] if emit == "fast" else ["GroupQueryAttention"])
+        answers[emit] = [decode(model, prompt, 0) for prompt in prompts]
+    for emit in ("fast", "portable"):
+        for (_, expected), (_, got) in zip(answers["kernel"], answers[emit], strict=True):
+            assert all(np.array_equal(expected[name], got[name]) for name in expected)
+    (few, _), (many, _) = answers["fast"]
+    np.testing.assert_array_equal(few, answers["kernel"][0][0])
+    np.testing.assert_allclose(many, answers["portable"][1][0], rtol=1e-5, atol=1e-6)
 
 
 def attention(model):
@@ -83,7 +90,7 @@ def test_a_scale_for_each_channel_is_better_where_some_are_larger():
     for scale in ("channel", "tensor"):
         model, prompt = decoder("grouped"), feeds(1)[0]["ids"]
         expected = decode(model, prompt, 3)[0]
-        bevel.optimize(model, QuantizeCache(bits=4, scale=scale), calibration=feeds(8))
+        bevel.optimize(model, QuantizeCache(bits=4, scale=scale, emit="kernel"), calibration=feeds(8))
         errors[scale] = apart(expected, decode(model, prompt, 3)[0])
         assert attention(model).attributes["k_quant_type"].as_string() == f"PER_{scale.upper()}"
     assert errors["channel"] < errors["tensor"] / 1.5
@@ -183,7 +190,7 @@ def test_a_wrong_word_about_the_interface_is_caught(monkeypatch):
 
 def test_codes_that_a_later_pass_took_away_are_missed():
     model = decoder("grouped")
-    QuantizeCache().run(model, Context(0, Calibration.of(feeds(1), model), Execution()))
+    QuantizeCache(emit="kernel").run(model, Context(0, Calibration.of(feeds(1), model), Execution()))
     node = attention(model)
     assert [value.dtype for value in model.graph.inputs[1:]] == [ir.DataType.FLOAT] * 2 and interface.is_wide(model)
     node.inputs[3].name = "something else"

@@ -21,6 +21,9 @@ Array = np.ndarray[Any, Any]
 
 # Of GroupQueryAttention: the letter and the operand of the scale, by the operand of the cache.
 SCALES: Final = {3: ("k", 12), 4: ("v", 13)}
+WIDTH: Final = "kv_cache_bit_width"
+CODED_ONLY: Final = frozenset({WIDTH, *(f"{letter}_quant_type" for letter, _ in SCALES.values())})
+"""Attributes that it has for caches in codes alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,15 +83,16 @@ class _Writer:
         node.replace_input_with(place, self.steps)
         each = "PER_CHANNEL" if self.choice.scale.ndim > 1 else "PER_TENSOR"
         node.attributes.add(ir.AttrString(f"{letter}_quant_type", each))
-        node.attributes.add(ir.AttrInt64("kv_cache_bit_width", self.bits))
+        node.attributes.add(ir.AttrInt64(WIDTH, self.bits))
 
     def _give_out(self, past: ir.Value) -> ir.Value:
         """Return the codes of the output, where what they stand for is given out."""
         present, chain = self.cache.present, self._chain()
         name, shape, maker, readers = present.name, present.shape, present.producer(), list(present.uses())
         assert maker is not None
+        present.shape = self._longer(shape)
         if self.choice.fast:
-            codes, codes.type, codes.shape = present, ir.TensorType(TYPES[self.bits]), chain.halved(shape)
+            codes, codes.type, codes.shape = present, ir.TensorType(TYPES[self.bits]), chain.halved(present.shape)
         else:
             present.name = self.names.free(f"{name}.float")
             codes = self._appended(chain, past) if self.cache.appended else chain.encode(present)
@@ -99,6 +103,18 @@ class _Writer:
         self.graph.outputs[:] = [decoded if value is present else value for value in self.graph.outputs]
         self.graph.insert_after(maker, chain.nodes)
         return codes
+
+    def _longer(self, shape: ir.Shape | None) -> ir.Shape | None:
+        """Return a shape whose length has a name of its own: ONNX Runtime takes the same name for the same size.
+
+        It infers that attention gives out as much as it takes in, and would write to a buffer that is too small.
+        """
+        past, at = self.cache.past.shape, self.cache.positions
+        if past is None or (shape is not None and shape[at] not in (past[at], ir.SymbolicDim(None))):
+            return shape
+        sizes = list(past if shape is None else shape)
+        sizes[at] = ir.SymbolicDim(f"{self.cache.name}.longer") if isinstance(past[at], ir.SymbolicDim) else past[at]
+        return ir.Shape(sizes)
 
     def _appended(self, chain: Chain, past: ir.Value) -> ir.Value:
         """Return codes with those of new entries appended."""
