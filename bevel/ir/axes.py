@@ -194,10 +194,14 @@ def holds(axis: Axis, dims: Container[Dim]) -> bool:
     >>> holds(product(heads, width), {width}), holds(heads, {width})
     (True, False)
     """
-    axis = resolve(axis)
-    if isinstance(axis, Dim):
-        return axis in dims
-    return any([holds(part, dims) for part in (axis.factors if isinstance(axis, Product) else axis.terms)])  # noqa: C419 - a list is faster here
+    parts = [resolve(axis)]
+    while parts:  # there is nothing to resolve within a normal form
+        part = parts.pop()
+        if not isinstance(part, Dim):
+            parts.extend(part.factors if isinstance(part, Product) else part.terms)
+        elif part in dims:
+            return True
+    return False
 
 
 def paths(axis: Axis, prefix: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], Dim]]:

@@ -98,16 +98,20 @@ def entries(axis: Axis, taken: Mapping[Dim, np.ndarray]) -> np.ndarray:
     >>> entries(product(heads, total(half, half)), {half: np.array([1, 0])})
     array([1, 0, 3, 2, 5, 4, 7, 6])
     """
-    axis = resolve(axis)
+    return _entries(resolve(axis), taken)
+
+
+def _entries(axis: Axis, taken: Mapping[Dim, np.ndarray]) -> np.ndarray:
+    """Do the same for an axis in normal form, within which nothing is to be resolved."""
     if isinstance(axis, Dim):
         return taken.get(axis, np.arange(axis.size))
     if isinstance(axis, Product):
         places = np.zeros(1, np.int64)
         for factor in axis.factors:
-            places = (places[:, None] * factor.size + entries(factor, taken)[None, :]).ravel()
+            places = (places[:, None] * factor.size + _entries(factor, taken)[None, :]).ravel()
         return places
     offsets = np.cumsum([0, *(term.size for term in axis.terms[:-1])])
-    return np.concatenate([start + entries(term, taken) for start, term in zip(offsets, axis.terms, strict=True)])
+    return np.concatenate([start + _entries(term, taken) for start, term in zip(offsets, axis.terms, strict=True)])
 
 
 def indicator(axis: Axis, kept: Mapping[Dim, np.ndarray]) -> np.ndarray:

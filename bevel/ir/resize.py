@@ -7,6 +7,7 @@ writes happen only after every statement has answered, so that a refusal leaves 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import TypeAlias
 
 import numpy as np
@@ -29,10 +30,10 @@ class Resize:
 
     def touches(self, *axes: Axis) -> bool:
         """Say whether any of the axes holds a dimension that changes its size."""
-        return any([self._touches(resolve(axis)) for axis in axes])  # noqa: C419 - a list is faster here
+        return any([self._touches(axis) for axis in axes])  # noqa: C419 - a list is faster here
 
     def _touches(self, axis: Axis) -> bool:
-        if isinstance(axis, Dim):
+        if isinstance(axis, Dim) and axis.bound is None:
             return axis in self._changed
         if id(axis) not in self._touched:
             self._touched[id(axis)] = axis, holds(axis, self._changed)
@@ -40,15 +41,17 @@ class Resize:
 
     def of(self, axis: Axis) -> int:
         """Return the new size of an axis."""
-        axis = resolve(axis)
+        if isinstance(axis, Dim) and axis.bound is None:
+            return self._sizes.get(axis, axis.size)
+        return self._of(resolve(axis)) if self._touches(axis) else axis.size
+
+    def _of(self, axis: Axis) -> int:
+        """Return the new size of an axis in normal form, within which nothing is to be resolved."""
         if isinstance(axis, Dim):
             return self._sizes.get(axis, axis.size)
         if isinstance(axis, Product):
-            size = 1
-            for factor in axis.factors:
-                size *= self.of(factor)
-            return size
-        return sum(self.of(term) for term in axis.terms)
+            return prod([self._of(factor) for factor in axis.factors])
+        return sum([self._of(term) for term in axis.terms])
 
 
 Write: TypeAlias = Callable[[], None]
