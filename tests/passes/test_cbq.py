@@ -35,6 +35,11 @@ def feeds():
     return [{"x": x[start : start + 16]} for start in range(0, ROWS, 16)]
 
 
+@pytest.fixture(autouse=True)
+def steps(monkeypatch):
+    monkeypatch.setattr(rounding, "STEPS", 30)
+
+
 def quantized(feeds, method, text=TWO, sizes=SIZES, **options):
     """The model, its report, and the relative error of its output."""
     model = graph(text, sizes)
@@ -77,14 +82,15 @@ def test_two_blocks_err_less_together_than_layer_by_layer(feeds, monkeypatch):
 
 
 def test_without_steps_codes_stay(feeds, monkeypatch):
-    for name in ("OWN", "THIN", "SCALES"):
-        monkeypatch.setattr(rounding, name, 0.0)
+    monkeypatch.setattr(rounding, "STEPS", 0)
     model, report, _ = quantized(feeds, "cbq")
     assert ", 0 better" in windows_note(report)
     assert content(model) == content(layer_by_layer(feeds, monkeypatch)[0])
 
 
 def test_what_errs_more_is_not_taken(feeds, monkeypatch):
+    monkeypatch.setattr(rounding, "STEPS", 3)
+
     def worse(*given):
         chosen, before, _ = rounding.rounded(*given)
         return {name: (~upper, growth) for name, (upper, growth) in chosen.items()}, before, before * 1.01
@@ -95,9 +101,16 @@ def test_what_errs_more_is_not_taken(feeds, monkeypatch):
     assert content(model) == content(layer_by_layer(feeds, monkeypatch)[0])
 
 
-def test_the_same_seed_gives_the_same_codes(feeds):
+def test_the_same_seed_gives_the_same_codes(feeds, monkeypatch):
+    monkeypatch.setattr(rounding, "STEPS", 3)
     first, second = (content(quantized(feeds, "cbq")[0]) for _ in range(2))
     assert first == second
+
+
+def test_what_stands_beside_codes_stays(feeds):
+    plain, beside = (quantized(feeds, "cbq", branch=kind, rank=2) for kind in ("none", "svdquant"))
+    assert beside[2] < plain[2]
+    assert "1 better" in windows_note(beside[1])
 
 
 def test_windows_overlap_by_a_block():

@@ -155,9 +155,9 @@ def doubts(entry: Entry, found: Found) -> Doubt:
     """Return the codes that a weight may have: the one it has, and the next one on the other side of its value."""
     assert isinstance(found, Quantized)
     fmt, grid = found.format, _everywhere(found)
-    with entry.target.reading() as matrix:
-        low, given = _choices(fmt, matrix, found.codes, grid)
     beside = found.decode() - Quantized.decode(found)
+    with entry.target.reading() as matrix:
+        low, given = _choices(fmt, matrix - beside, found.codes, grid)
     blocks = arrangement(found.codes.shape, found.axis, found.block)
     fixed = found.axis == "both" or fmt.scales(found.base) is not None
     more = {"beside": beside if beside.any() else None, "blocks": None if fixed else blocks}
