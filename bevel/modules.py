@@ -20,7 +20,7 @@ from bevel.ir.plan import Plan
 from bevel.passes.base import Lossy, Preserving
 from bevel.passes.calibration import Calibration, Source
 from bevel.passes.pipeline import FEEDS, VERIFIED_FEEDS
-from bevel.passes.rounding import multiply_precisely, resolutions, unit
+from bevel.passes.rounding import kernels_rtol, multiply_precisely, resolutions, unit
 from bevel.passes.synthesis import synthesize
 from bevel.passes.verify import Observation, Verdict, compare, observe
 
@@ -106,7 +106,8 @@ def feeds_of(model: ir.Model, calibration: Source | Calibration | None, seed: in
 def check(model: ir.Model, module: GraphModule, feeds: Iterable[Mapping[str, Any]], where: str) -> None:
     """Raise `PromiseBroken` unless a module answers `feeds` as the model does in ONNX Runtime.
 
-    Products with weights in blocks are not to round their activations in ONNX Runtime, for they do not in the module.
+    Products with weights in blocks are not to round their activations in ONNX Runtime, for they do not in the module;
+    where its kernel always does, for experts of 8 bits, answers may be as far apart as that.
     """
     precise = model.clone()
     multiply_precisely(precise)
@@ -119,7 +120,8 @@ def check(model: ir.Model, module: GraphModule, feeds: Iterable[Mapping[str, Any
         ) from error
     torch = backend()
     found = Observation(tuple(torch.answer(module, feed) for feed in feeds))
-    verdict = compare(expected, found, Preserving(torch.KERNELS_RTOL), epsilon=unit(model))
+    limit = max(torch.KERNELS_RTOL, kernels_rtol(model))
+    verdict = compare(expected, found, Preserving(limit), epsilon=unit(model))
     if not verdict.kept and not _is_rounding(verdict, found, module, feeds):
         verdict.demand(where, "this is a bug in a torch function; verify=False converts anyway, to find which")
 

@@ -17,7 +17,10 @@ from bevel.ir.resize import add_initializer
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 DOMAINS: Final = ("", "com.microsoft")
-PRODUCT, ACCURACY, EIGHT_BITS = "MatMulNBits", "accuracy_level", 4
+PRODUCTS: Final = {"MatMulNBits", "QMoE"}
+ACCURACY, EIGHT_BITS = "accuracy_level", 4
+EXPERTS_RTOL: Final = 2 * 2 * 0.5 / 127
+"""Half a step of 8 bits, in what each of two products takes of a row, and twice that."""
 HALVES: Final = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 WITHOUT_ZERO_POINT: Final = ir.DataType.UINT8
 SIGMOID: Final = "Sigmoid"
@@ -67,12 +70,23 @@ def leave_out_rounding(model: ir.Model) -> int:
 
 
 def multiply_precisely(model: ir.Model) -> int:
-    """Let products with weights in blocks take activations as they are, not in 8 bits; return how many did not."""
-    nodes = [node for graph in model.graphs() for node in graph if node.op_type == PRODUCT and node.domain in DOMAINS]
+    """Let products with weights in blocks, experts too, take activations as they are; return how many rounded them."""
+    nodes = [node for graph in model.graphs() for node in graph if node.op_type in PRODUCTS and node.domain in DOMAINS]
     coarse = [node for node in nodes if node.attributes.get_int(ACCURACY, 0) == EIGHT_BITS]
     for node in coarse:
         del node.attributes[ACCURACY]
     return len(coarse)
+
+
+def kernels_rtol(model: ir.Model) -> float:
+    """Return what kernels round by that can do nothing else: experts of 8 bits with scales for blocks."""
+    nodes = [node for graph in model.graphs() for node in graph if node.op_type == "QMoE" and node.domain in DOMAINS]
+    always = any(node.attributes.get_int("expert_weight_bits", 4) == 8 and _in_blocks(node) for node in nodes)
+    return EXPERTS_RTOL if always else 0.0
+
+
+def _in_blocks(node: ir.Node) -> bool:
+    return (node.attributes.get_int("block_size", 0) or 0) > 0
 
 
 def _rounds(node: ir.Node) -> bool:

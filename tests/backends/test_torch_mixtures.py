@@ -5,8 +5,12 @@ import pytest
 import torch
 
 import bevel
+from bevel.backends.onnxruntime import Session
 from bevel.backends.torch import routers, to_torch
+from bevel.errors import PromiseBroken
 from bevel.ir.provenance import Provenance, is_learnt, mark_learnt, set_provenance
+from bevel.modules import check
+from bevel.passes.rounding import EXPERTS_RTOL, multiply_precisely
 from tests.graphs import graph
 
 PLAIN = """
@@ -17,6 +21,7 @@ plain (float[n, 6] x) => (float[n, 6] y) {
 }
 """
 WEIGHTS = {"up": (16, 6), "bias": (16,), "down": (6, 16), "shift": (6,)}
+BLOCKS = PLAIN.replace("6]", "32]").replace("Gelu", "Relu")
 CONVERSION = "convert-moe{{experts=4 active=3 shared=1 splitter=random router=logistic gates=softmax emit={}}}"
 # Weights, biases of the shared expert and of the routed ones, and the shared constant.
 COUNTS = {"masked": 4, "blocks": 13, "gather": 7, "moe": 7}
@@ -129,3 +134,29 @@ def test_trained_routers_are_emitted_as_they_were_trained(router):
     module = bevel.to_torch(model)
     assert len([name for name, _ in module.named_parameters() if "router" in name]) == (2 if router == "trained" else 5)
     assert 0 < bevel.verify(before, model, feeds, bevel.Lossy()).error < 1
+
+
+@pytest.mark.parametrize(
+    ("bits", "block", "gates", "near"), [(4, 16, "softmax", 1e-4), (4, 32, "one", 1e-4), (8, 16, "one", EXPERTS_RTOL)]
+)
+def test_experts_of_integers_answer_as_onnx_runtime_does(bits, block, gates, near):
+    """The kernel for 4 bits takes rows as they are if asked to; the one for 8 bits always rounds them to 8 bits."""
+    model = graph(BLOCKS, {"up": (128, 32), "bias": (128,), "down": (32, 128), "shift": (32,)})
+    feed = {"x": np.random.default_rng(0).standard_normal((48, 32)).astype(np.float32)}
+    options = f"experts=4 active=3 shared=1 splitter=random router=mean-gate refit=false control=skip gates={gates}"
+    bevel.optimize(model, f"convert-moe{{{options} emit=qmoe bits={bits} block={block}}}", calibration=[feed])
+    module = bevel.to_torch(model)  # compares with ONNX Runtime
+    multiply_precisely(model)
+    with Session(model) as session:
+        wanted = session.run(feed)["y"]
+    assert far(module, feed, wanted) <= near
+    for name, buffer in module.named_buffers():
+        if "down" in name and name.endswith("scales"):
+            buffer.mul_(1.2)
+    assert far(module, feed, wanted) > EXPERTS_RTOL
+    with pytest.raises(PromiseBroken, match="a bug in a torch function"):
+        check(model, module, [feed], "to_torch")
+
+
+def far(module, feed, wanted):
+    return np.abs(module(torch.from_numpy(feed["x"])).detach().numpy() - wanted).max() / np.abs(wanted).max()
