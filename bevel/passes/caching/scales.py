@@ -14,7 +14,7 @@ import onnx_ir as ir
 from bevel.errors import CalibrationError
 from bevel.ir.caches import Cache
 from bevel.ir.coded import levels
-from bevel.passes.base import Runtime
+from bevel.passes.base import Runs, Runtime
 from bevel.passes.calibration import Feed
 
 Array = np.ndarray[Any, Any]
@@ -42,17 +42,15 @@ def scales(
     Raises `CalibrationError` if there are no inputs, or a cache is not finite on them.
     """
     axes = {cache.name: _others(cache, each=each) for cache in found}
-    largest: dict[str, Array] = {}
-    for name, array in _contents(model, found, feeds(), runtime):
-        top = np.abs(array).max(axis=axes[name], keepdims=True, initial=0)
-        largest[name] = np.maximum(top, largest.get(name, np.float32(0)))
-    if not largest:
-        raise CalibrationError("there are no inputs to take scales from", remedy="give some with --calibration")
-    steps = {name: np.where(top > 0, top, 1) / np.float32(levels(bits)) for name, top in largest.items()}
-    if method != "max":
-        losses = _losses(model, found, feeds(), runtime, axes, steps, bits, method)
-        bound = 1 - percentile / 100 if method == "percentile" else None
-        steps = {name: step * _part(losses[name], bound) for name, step in steps.items()}
+    names = {cache.present.name: cache.name for cache in found}
+    probe = model.clone()
+    probe.graph.outputs[:] = [value for value in probe.graph.outputs if value.name in names]
+    with runtime.open(probe) as runs:
+        steps = _steps(_contents(runs, names, feeds()), axes, bits)
+        if method != "max":
+            losses = _losses(_contents(runs, names, feeds()), axes, steps, bits, method)
+            bound = 1 - percentile / 100 if method == "percentile" else None
+            steps = {name: step * _part(losses[name], bound) for name, step in steps.items()}
     return {name: step if each else step.reshape(1) for name, step in steps.items()}
 
 
@@ -61,29 +59,31 @@ def _others(cache: Cache, *, each: bool) -> tuple[int, ...]:
     return tuple(axis for axis in range(cache.rank) if not each or axis not in cache.channels)
 
 
-def _contents(
-    model: ir.Model, found: Sequence[Cache], feeds: Iterable[Feed], runtime: Runtime
-) -> Iterator[tuple[str, Array]]:
-    """Yield what each cache holds after a run, by name; empty ones are left out."""
-    probe = model.clone()
-    kept = {cache.present.name: cache.name for cache in found}
-    probe.graph.outputs[:] = [value for value in probe.graph.outputs if value.name in kept]
-    with runtime.open(probe) as runs:
-        for feed in feeds:
-            for output, array in runs.run(feed).items():
-                if not np.isfinite(array).all():
-                    raise CalibrationError(
-                        "is not finite on the calibration inputs", where=f"cache {kept[output]!r}", remedy="skip it"
-                    )
-                if array.size:
-                    yield kept[output], np.asarray(array, np.float32)
+def _contents(runs: Runs, names: Mapping[str | None, str], feeds: Iterable[Feed]) -> Iterator[tuple[str, Array]]:
+    """Yield what each cache holds after a run, by the name of the input; empty ones are left out."""
+    for feed in feeds:
+        for output, array in runs.run(feed).items():
+            if not np.isfinite(array).all():
+                raise CalibrationError(
+                    "is not finite on the calibration inputs", where=f"cache {names[output]!r}", remedy="skip it"
+                )
+            if array.size:
+                yield names[output], np.asarray(array, np.float32)
+
+
+def _steps(contents: Iterable[tuple[str, Array]], axes: Mapping[str, tuple[int, ...]], bits: int) -> dict[str, Array]:
+    """Return, by cache, the scale with which the largest code is the largest magnitude of each channel."""
+    largest: dict[str, Array] = {}
+    for name, array in contents:
+        top = np.abs(array).max(axis=axes[name], keepdims=True, initial=0)
+        largest[name] = np.maximum(top, largest.get(name, np.float32(0)))
+    if set(largest) != set(axes):
+        raise CalibrationError("there are no inputs to take scales from", remedy="give some with --calibration")
+    return {name: np.where(top > 0, top, 1) / np.float32(levels(bits)) for name, top in largest.items()}
 
 
 def _losses(
-    model: ir.Model,
-    found: Sequence[Cache],
-    feeds: Iterable[Feed],
-    runtime: Runtime,
+    contents: Iterable[tuple[str, Array]],
     axes: Mapping[str, tuple[int, ...]],
     steps: Mapping[str, Array],
     bits: int,
@@ -92,7 +92,7 @@ def _losses(
     """Return, by cache, what each part loses in each channel, along a first axis of parts; shares of all entries."""
     measure = _clipped if method == "percentile" else _squared
     sums: dict[str, Array] = {}
-    for name, array in _contents(model, found, feeds, runtime):
+    for name, array in contents:
         lost = [measure(array, steps[name] * part, bits).sum(axis=axes[name], keepdims=True) for part in PARTS]
         count = np.float64(array.size / steps[name].size)
         sums[name] = sums.get(name, np.float64(0)) + np.stack([*lost, np.full_like(lost[0], count)])
