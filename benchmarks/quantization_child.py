@@ -45,6 +45,9 @@ def ours(recipe: str, products: bool) -> Callable[[str, str, Feeds], None]:
     """Return what runs passes; `ONLY` in the recipe stands for the layers, or for products of matrices alone."""
     from bevel import load, optimize, save
     from bevel.passes.fitting.layers import layers
+    from bevel.passes.recipe import parse
+
+    parse(recipe)  # imports the passes that it names
 
     def run(source: str, result: str, feeds: Feeds) -> None:
         model = load(source)

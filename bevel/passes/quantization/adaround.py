@@ -15,7 +15,6 @@ from math import cos, pi
 from typing import Any, Final
 
 import numpy as np
-from scipy.linalg.blas import sgemm
 
 from bevel.passes.fitting.second_order import Damped
 from bevel.passes.formats import Format, Grid
@@ -136,6 +135,8 @@ def _settled(fmt: Format, weights: Array, grid: Grid, moment: Array, codes: Arra
 
     What inputs change reaches those far from them some inputs later, in one matrix product.
     """
+    from scipy.linalg.blas import sgemm  # here, for scipy takes 20 MB, and other roundings do without
+
     order = np.argsort(-np.diag(moment), kind="stable")
     moment, grid, codes = np.ascontiguousarray(moment[np.ix_(order, order)]), grid[order], codes[order]
     values = fmt.values(codes, grid)
