@@ -33,9 +33,9 @@ class QuantizeCache(Pass):
     8 bits (signed bytes), or of 4 (two to a byte). This changes the interface, and is the only pass that does: a
     program keeps what it got and gives it back as before, in a quarter or an eighth of the bytes. The metadata of the
     file (`bevel.caches`, JSON) has the names, bits and scales, for who has a cache in floats. Scales are symmetric,
-    one for each entry of each head (`scale=channel`) or one for the cache, and come from what the model gives out on
-    calibration inputs: the largest magnitude (`max`), what leaves the least squared error (`mse`), or holds
-    `percentile` per cent.
+    one for each entry of each head (`scale=channel`) or one for the cache, and come from what the model gives out
+    on calibration inputs: the largest magnitude (`max`, the least error of the worst entry), what leaves the least
+    squared error (`mse`), or holds `percentile` per cent.
 
     With `emit=kernel`, GroupQueryAttention reads and gives out codes itself, in ONNX Runtime's kernel, which is
     quicker for single tokens behind long contexts and slower for prompts. `fast` has a condition: up to 8 tokens go

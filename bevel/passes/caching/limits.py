@@ -28,7 +28,7 @@ def raised(model: ir.Model, context: Context, put: Put, plan: Plan, limit: float
         waiting = chosen.dropped
         if not waiting:
             break
-    return kept, waiting
+    return dict(sorted(kept.items())), waiting
 
 
 def _some(put: Put, kept: Plan, bits: Mapping[int, int], model: ir.Model, numbers: Sequence[int]) -> None:
