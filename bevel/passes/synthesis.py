@@ -8,9 +8,10 @@ the model runs on is taken.
 
 import ast
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from bevel.passes.calibration import Calibration, Feed
 
 # Distinct and mutually prime, so that two axes that are mixed up differ in size.
 DISTINCT_SIZES = (2, 3, 5, 7, 11, 13, 17, 19)
-# Then every symbolic axis alike: small ones first, then what convolutional networks need, then 1 (a batch of one).
+# Then every symbolic axis alike, or all but the batch: small ones first, then what convolutional networks need, then 1.
 COMMON_SIZES = (4, 8, 16, 32, 64, 128, 224, 256, 512, 1)
 # Networks for images halve height and width five times.
 HALVED = 32
@@ -42,23 +43,34 @@ Array = np.ndarray[Any, Any]
 class Plan:
     """One way to choose inputs: the `size` of the symbol number k in feed number n, and the `least` free integer.
 
-    `pixels` is the size of the symbol number k where it is the height or width of an image, None for `size` there too.
+    `pixels` is the size of the symbol number k where it is the height or width of an image, None for `size` there too;
+    `batch` is that of first axes, None for `size`.
     """
 
     size: Callable[[int, int], int]
     least: int | None = None
     pixels: Callable[[int, int], int] | None = None
+    batch: int | None = None
+
+
+def _distinct(k: int, n: int) -> int:
+    return DISTINCT_SIZES[k % len(DISTINCT_SIZES)] + n % 2
+
+
+def _halved(k: int, n: int) -> int:
+    return HALVED * (2 + k % 3 + n % 2)
 
 
 PLANS = (
-    Plan(
-        lambda k, n: DISTINCT_SIZES[k % len(DISTINCT_SIZES)] + n % 2,
-        pixels=lambda k, n: HALVED * (2 + k % 3 + n % 2),
-    ),
-    Plan(lambda k, n: DISTINCT_SIZES[k % len(DISTINCT_SIZES)] + n % 2),
-    *(Plan(lambda k, n, size=size: size) for size in COMMON_SIZES),  # type: ignore[misc]
+    Plan(_distinct, pixels=_halved),
+    Plan(_distinct),
+    Plan(_distinct, pixels=_halved, batch=1),
+    Plan(_distinct, batch=1),
+    *(Plan(lambda k, n, size=size: size, batch=batch) for size in COMMON_SIZES for batch in (None, 1)),  # type: ignore[misc]
     Plan(lambda k, n: DISTINCT_SIZES[k % len(DISTINCT_SIZES)], least=1),  # some divide by their inputs
 )
+# Of all inputs of a feed together; a larger one is not tried.
+MOST_ENTRIES = 2**24
 
 
 def synthesize(model: ir.Model, seed: int, count: int, runs: Callable[[Feed], object]) -> Calibration:
@@ -71,6 +83,8 @@ def synthesize(model: ir.Model, seed: int, count: int, runs: Callable[[Feed], ob
         return Calibration(lambda: [{}], "a model without inputs")
     failures: list[BevelError] = []
     for plan in PLANS if _has_free_axes(inputs) else (PLANS[1], PLANS[-1]):
+        if failures and _entries(inputs, plan) > MOST_ENTRIES:
+            continue
         feeds = _feeds(inputs, plan, seed, count)
         error = _failure(feeds, runs)
         if error is None:
@@ -111,6 +125,11 @@ def _feed(inputs: Sequence[Input], plan: Plan, seed: int, number: int) -> Feed:
     }
 
 
+def _entries(inputs: Sequence[Input], plan: Plan) -> int:
+    sizes = _sizes(inputs, plan, 0)
+    return sum(prod(_shape(wanted, sizes)) for wanted in inputs)
+
+
 def _sizes(inputs: Sequence[Input], plan: Plan, number: int) -> dict[str, int]:
     """Choose a size for every symbol, and for every axis without a name (named after its place)."""
     symbols = dict.fromkeys(
@@ -119,15 +138,23 @@ def _sizes(inputs: Sequence[Input], plan: Plan, number: int) -> dict[str, int]:
         for place, dim in enumerate(_dims(wanted))
         for symbol in _symbols(dim, wanted, place)
     )
-    images = {
+    images = _symbols_at(inputs, _image_axes)
+    batches = _symbols_at(inputs, lambda wanted: (0,) if len(_dims(wanted)) > 1 else ())
+
+    def size(k: int, symbol: str) -> int:
+        if plan.batch is not None and symbol in batches:
+            return plan.batch
+        return plan.pixels(k, number) if plan.pixels is not None and symbol in images else plan.size(k, number)
+
+    return {symbol: size(k, symbol) for k, symbol in enumerate(symbols)}
+
+
+def _symbols_at(inputs: Sequence[Input], places: Callable[[Input], Iterable[int]]) -> set[str]:
+    return {
         symbol
         for wanted in inputs
-        for place in _image_axes(wanted)
+        for place in places(wanted)
         for symbol in _symbols(_dims(wanted)[place], wanted, place)
-    }
-    return {
-        symbol: (plan.pixels if plan.pixels is not None and symbol in images else plan.size)(k, number)
-        for k, symbol in enumerate(symbols)
     }
 
 

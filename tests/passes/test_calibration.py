@@ -162,11 +162,35 @@ def test_sums_of_symbols_are_computed():
 
 
 def test_sizes_that_the_model_refuses_are_replaced():
-    # 5 x 5 kernels without padding twice: needs at least 9 rows
-    model = graph(
-        "m (float[n, 1, h, w] x) => (float[n, 1, p, q] y) { a = Conv (x, k)  y = Conv (a, k) }", {"k": (1, 1, 5, 5)}
-    )
+    # kernels of 5 without padding twice: needs at least 9 rows
+    model = graph("m (float[n, 1, t] x) => (float[n, 1, p] y) { a = Conv (x, k)  y = Conv (a, k) }", {"k": (1, 1, 5)})
     assert made_up(model)[0]["x"].shape[2] >= 9
+
+
+def test_a_batch_that_has_to_be_one_is_found_before_all_else_grows():
+    model = graph("m (float[n, 3, f, 160] x, float[4, 1, 64] h) => (float[n] y) { y = Foo (x, h) }")
+    tried = []
+
+    def runs(feed):
+        tried.append(feed["x"].size)
+        if feed["x"].shape[0] != 1:
+            raise UsageError("one at a time")
+
+    assert next(iter(synthesize(model, 0, 2, runs)))["x"].shape[0] == 1
+    assert len(tried) < 6
+
+
+def test_no_feed_is_as_large_as_all_sizes_at_their_largest():
+    model = graph("m (float[a, 3, b, 160] x) => (float[a] y) { y = Foo (x) }")
+    tried = []
+
+    def runs(feed):
+        tried.append(feed["x"].size)
+        raise UsageError("never")
+
+    with pytest.raises(CalibrationError):
+        synthesize(model, 0, 1, runs)
+    assert max(tried) <= 2**24 < 512 * 3 * 512 * 160
 
 
 def test_strings_bools_and_scalars_are_made_up():
