@@ -99,7 +99,9 @@ def _follow(dim: Dim) -> Axis:
     while stack:
         bound = stack[-1].bound
         assert bound is not None
-        if waiting := list(_open_within(bound)):
+        if _in_normal_form(bound):
+            stack.pop()
+        elif waiting := list(_open_within(bound)):
             stack.extend(waiting)
         else:
             stack.pop().bound = resolve(bound)
@@ -124,20 +126,23 @@ def _in_normal_form(axis: Axis) -> bool:
 
 
 def _settled(axis: Product | Sum) -> bool:
-    """Say whether an axis is in normal form already, so that it need not be built anew: sums may be long."""
+    """Say whether an axis is in normal form already, so that it need not be built anew: sums may be long.
+
+    Types are compared by identity, for this is where most of an analysis is spent.
+    """
     if isinstance(axis, Product):
         for place, factor in enumerate(axis.factors):
-            if isinstance(factor, Dim):
+            if type(factor) is Dim:
                 if factor.bound is not None:
                     return False
-            elif place == 0 or isinstance(factor, Product) or not _settled(factor):
+            elif place == 0 or type(factor) is not Sum or not _settled(factor):
                 return False
         return True
     for term in axis.terms:
-        if isinstance(term, Dim):
+        if type(term) is Dim:
             if term.bound is not None:
                 return False
-        elif isinstance(term, Sum) or not _settled(term):
+        elif type(term) is not Product or not _settled(term):
             return False
     return True
 
@@ -179,12 +184,13 @@ def total(*terms: Axis) -> Axis:
 
 def atoms(axis: Axis) -> Iterator[Dim]:
     """Yield the dimensions of an axis that are not refined further, in layout order, with repeats."""
-    axis = resolve(axis)
-    if isinstance(axis, Dim):
-        yield axis
-        return
-    for part in axis.factors if isinstance(axis, Product) else axis.terms:
-        yield from atoms(part)
+    parts = [resolve(axis)]
+    while parts:  # there is nothing to resolve within a normal form
+        part = parts.pop()
+        if isinstance(part, Dim):
+            yield part
+        else:
+            parts.extend(reversed(part.factors if isinstance(part, Product) else part.terms))
 
 
 def holds(axis: Axis, dims: Container[Dim]) -> bool:
@@ -206,12 +212,14 @@ def holds(axis: Axis, dims: Container[Dim]) -> bool:
 
 def paths(axis: Axis, prefix: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], Dim]]:
     """Yield each atom with the positions that lead to it through products and sums."""
-    axis = resolve(axis)
-    if isinstance(axis, Dim):
-        yield prefix, axis
-        return
-    for place, part in enumerate(axis.factors if isinstance(axis, Product) else axis.terms):
-        yield from paths(part, (*prefix, place))
+    parts = [(prefix, resolve(axis))]
+    while parts:  # there is nothing to resolve within a normal form
+        at, part = parts.pop()
+        if isinstance(part, Dim):
+            yield at, part
+        else:
+            inner = part.factors if isinstance(part, Product) else part.terms
+            parts.extend([((*at, place), each) for place, each in enumerate(inner)][::-1])
 
 
 class Conflict(NamedTuple):
