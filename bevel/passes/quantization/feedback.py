@@ -100,7 +100,8 @@ class _Layer:
         errors = np.empty_like(work)
         for place in range(len(work) - 1, -1, -1):
             row = work[place]
-            row += factor[place + 1 :, place] @ errors[place + 1 :]
+            # Not `@`: BLAS would divide so little among threads, and wait for them.
+            row += np.einsum("k,ko->o", factor[place + 1 :, place], errors[place + 1 :])
             np.subtract(weights[place], self.fmt.rounded(row, grid[place]), out=errors[place])
         self.codes[inputs] = self.fmt.codes(work, grid)
         work -= weights
