@@ -128,10 +128,56 @@ def test_layers_after_each_other_are_found_whose_experts_have_as_many_entries_as
     assert [(each.active, len(each.experts), each.experts[0].size) for each in found] == [(2, 4, 8)] * 2
 
 
+LIMITED = """
+  rows = Reshape (x, flat)
+  l = MatMul (rows, router)
+  s0 = Sigmoid (l)
+  s1 = Add (s0, correction)
+  apart = Constant <value_ints = [-1, 2, 2]> ()
+  s2 = Reshape (s1, apart)
+  best = ReduceMax <keepdims = 0> (s2, minus)
+  whole, where = TopK <axis = -1> (best, one)
+  groups = Constant <value_ints = [2]> ()
+  ends = Constant <value_floats = [0.0, 1.0]> ()
+  hot = OneHot <axis = -1> (where, groups, ends)
+  wide = Unsqueeze (hot, minus)
+  near = ReduceSum <keepdims = 0> (wide, one)
+  s3 = Mul (s2, near)
+  all = Constant <value_ints = [-1, 4]> ()
+  s4 = Reshape (s3, all)
+  v, i = TopK <axis = -1> (s4, k)
+  p = GatherElements <axis = 1> (s0, i)
+  t = ReduceSum <keepdims = 1> (p, minus)
+  g0 = Div (p, t)
+  factor = Constant <value_float = 2.5> ()
+  g = Mul (g0, factor)
+"""
+
+
+def test_routers_that_no_form_says_stay_as_nodes(arrays):
+    """Sigmoids, a correction for the choice alone, one of two groups of experts: as DeepSeek-V3 has it."""
+    given = {**arranged(arrays), "correction": np.array([0.1, -0.1, 0.05, 0.0], np.float32)}
+    model = of_text(LIMITED + GATHERED + END, given)
+    inputs = feeds(2)
+    (found,), _ = mixtures(model, context(inputs))
+    assert (found.gating.kind, found.active) == ("router", 2)
+    gates = found.gating.gates(np.array([[3.0, -2.0, 1.0, 1.0]]), 2)
+    np.testing.assert_allclose(gates, [[2.5 * 0.8887, 2.5 * 0.1113, 0, 0]], atol=1e-3)  # not those of the other group
+    same = model.clone()
+    assert bevel.optimize(same, "merge-experts{ratio=0}", calibration=inputs).steps[0].error <= REASSOCIATION_RTOL
+    (again,), _ = mixtures(same, context(inputs))
+    assert again.gating.kind == "router"
+    few = model.clone()
+    (step,) = bevel.optimize(few, "prune-experts{experts=2}", calibration=inputs).steps  # checked against its numbers
+    assert step.error > 0.01
+    (fewer,), _ = mixtures(few, context(inputs))
+    assert len(fewer.experts) == 2
+
+
 @pytest.mark.parametrize(
     ("old", "new", "why"),
     [
-        ("gs = Reshape (g, minus)", "g2 = Mul (g, g) gs = Reshape (g2, minus)", "nearest gates known"),
+        ("og = Mul (os, gc)", "o2 = Mul (os, os) og = Mul (o2, gc)", "nearest gates known"),
         ("s = Sigmoid (a)", "a0 = Mul (a, gc) s = Sigmoid (a0)", "comes of the choice"),
         ("os = Squeeze (o, minus)", "o1 = Squeeze (o, minus) os = MatMul (o1, extra)", "is not the last layer"),
         ("b = Mul (a, s)", "b = Identity (a)", "nothing bends"),

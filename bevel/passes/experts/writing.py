@@ -84,9 +84,12 @@ class Writer:
 
     def graft(self, source: ir.Model, given: ir.Value | Sequence[ir.Value], prefix: str) -> ir.Value:
         """Put a model with one output here, and return that; `given` is what its inputs are, in order."""
-        values = [given] if isinstance(given, ir.Value) else given
-        by_name = {put.name or "": value for put, value in zip(source.graph.inputs, values, strict=True)}
-        return graft(source, self.graph, by_name, f"{self.prefix}.{prefix}", self.names, self._before)[0]
+        return self.grafted(source, [given] if isinstance(given, ir.Value) else given, prefix)[0]
+
+    def grafted(self, source: ir.Model, given: Sequence[ir.Value], prefix: str) -> list[ir.Value]:
+        """Put a model here, and return its outputs."""
+        by_name = {put.name or "": value for put, value in zip(source.graph.inputs, given, strict=True)}
+        return graft(source, self.graph, by_name, f"{self.prefix}.{prefix}", self.names, self._before)
 
     def flattened(self, value: ir.Value, layer: FeedForward, width: int) -> ir.Value:
         """Return a value of the layer's rank as rows `[rows, width]`."""

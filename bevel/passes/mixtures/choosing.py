@@ -43,15 +43,17 @@ class Routing:
         if self.kept is None:
             found = mixture.gating.gates(logits, self.active)
         else:
-            hidden = np.full(logits.shape, -np.inf)
-            hidden[:, self.kept] = logits[:, self.kept]
-            found = _kept(mixture, logits, hidden, self.active)[:, self.kept]
+            found = _kept(mixture, logits, self.kept, self.active)[:, self.kept]
         return found if self.groups is None else np.asarray(found @ self.groups)
 
 
-def _kept(mixture: Mixture, logits: Array, hidden: Array, active: int) -> Array:
+def _kept(mixture: Mixture, logits: Array, kept: Array, active: int) -> Array:
     """Return gates where some experts are not there to choose; a softmax over all is still one over all."""
     gating = mixture.gating
+    if gating.router is not None:
+        return gating.gates(logits + gating.router.penalty(kept.tolist()), active)
+    hidden = np.full(logits.shape, -np.inf)
+    hidden[:, kept] = logits[:, kept]
     if gating.kind != "softmax" or gating.threshold is not None:
         return gating.gates(hidden, active)
     shares = gating.gates(logits, logits.shape[1])
@@ -60,28 +62,36 @@ def _kept(mixture: Mixture, logits: Array, hidden: Array, active: int) -> Array:
 
 def gates(write: Writer, scores: ir.Value, mixture: Mixture, routing: Routing) -> ir.Value:
     """Write what each expert counts for each row, `[rows, experts]`, zero for those not taken; of logits as rows."""
+    found = _routed(write, scores, mixture, routing)
+    scale, groups = mixture.gating.scale, routing.belongs(mixture)
+    if groups is not None:
+        return write("MatMul", found, write.floats("groups", scale * groups))
+    return found if scale == 1.0 else write("Mul", found, write.floats("scale", np.array(scale)))
+
+
+def _routed(write: Writer, scores: ir.Value, mixture: Mixture, routing: Routing) -> ir.Value:
+    """Write the same before experts are put together."""
+    kept = None if routing.kept is None else routing.kept.tolist()
+    if mixture.gating.router is not None:
+        return mixture.gating.router.write(write, scores, kept)
     kind, threshold = mixture.gating.kind, mixture.gating.threshold
     if kind.startswith("sigmoid"):
         scores = write("Sigmoid", scores)
     if kind == "softmax" and threshold is None:
         scores = write("Softmax", scores, axis=-1)
-    if routing.kept is not None:
-        scores = write("Gather", scores, write.integers("kept", *routing.kept.tolist()), axis=1)
+    if kept is not None:
+        scores = write("Gather", scores, write.integers("kept", *kept), axis=1)
     if threshold is not None:
         scores = write("Softmax", scores, axis=-1)
     best, chosen = write.several("TopK", [scores, write.integers("active", routing.active)], [FLOAT, INT], axis=-1)
     inside = None if threshold is None else _inside(write, best, threshold)
-    count = routing.logits(mixture) if routing.kept is None else len(routing.kept)
+    count = routing.logits(mixture) if kept is None else len(kept)
     ends = write.constant("mask.values", np.array([0, 1], np.float32))
     mask = write("OneHot", chosen, write.integers("count", count), ends, axis=-1)
     weights = _weights(write, best, inside, kind)
     if weights is not None:
         mask = write("Mul", mask, write("Unsqueeze", weights, write.integers("last", 2)))
-    found = write("ReduceSum", mask, write.integers("axis", 1), keepdims=0)
-    scale, groups = mixture.gating.scale, routing.belongs(mixture)
-    if groups is not None:
-        return write("MatMul", found, write.floats("groups", scale * groups))
-    return found if scale == 1.0 else write("Mul", found, write.floats("scale", np.array(scale)))
+    return write("ReduceSum", mask, write.integers("axis", 1), keepdims=0)
 
 
 def _inside(write: Writer, best: ir.Value, threshold: float) -> ir.Value:

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 from scipy.special import expit, softmax
 
 from bevel.passes.base import Runtime
+from bevel.passes.experts.writing import Writer
 from bevel.passes.mixtures.rows import LAST
 
 Array = np.ndarray[Any, Any]
-Kind: TypeAlias = Literal["one", "chosen", "counted", "softmax", "sigmoid", "sigmoid-share"]
+Kind: TypeAlias = Literal["one", "chosen", "counted", "softmax", "sigmoid", "sigmoid-share", "router"]
 
 KINDS: Final[tuple[Kind, ...]] = ("one", "chosen", "softmax", "sigmoid", "sigmoid-share")
 # Of these, those that say something where rows take different numbers of experts; counted is chosen elsewhere.
@@ -67,6 +68,19 @@ class Expert:
         return Expert(self.ups, self.biases, self.down * factor, self.constant * factor)
 
 
+class Weighing(Protocol):
+    """Nodes that choose experts and weigh them."""
+
+    def gates(self, logits: Array) -> Array:
+        """Return what each expert counts for each row, `[rows, experts]`, of logits as rows."""
+
+    def write(self, write: Writer, logits: ir.Value, kept: Sequence[int] | None) -> ir.Value:
+        """Write the same; where experts go, for those `kept`."""
+
+    def penalty(self, kept: Sequence[int]) -> Array:
+        """Return what is added to logits so that experts which are not kept count nothing, `[experts]`."""
+
+
 @dataclass(frozen=True)
 class Gating:
     """What an expert that is taken counts, from the logits of all experts.
@@ -77,6 +91,7 @@ class Gating:
     softmax        the softmax over all logits
     sigmoid        the sigmoid of its logit
     sigmoid-share  the same, divided by the sum over those that are taken
+    router         what nodes make of the logits that no other kind says; these choose as well
 
     All times `scale`. Where experts were merged, `groups` says for each logit which of them it is for; one that several
     logits are for counts the sum. With a `threshold`, a row takes its best experts until the softmax of all logits,
@@ -87,6 +102,7 @@ class Gating:
     scale: float = 1.0
     groups: tuple[int, ...] | None = None
     threshold: float | None = None
+    router: Weighing | None = None
 
     def total(self, active: int) -> float | None:
         """Return what the gates of a row that takes so many experts add up to; None where rows differ.
@@ -112,6 +128,8 @@ class Gating:
         >>> Gating("chosen").gates(np.array([[0.0, 0.0, -9.0]]), 2).tolist()
         [[0.5, 0.5, 0.0]]
         """
+        if self.router is not None:
+            return np.asarray(self.scale * self.router.gates(logits) @ self.belongs(logits.shape[1]))
         mask = taken(logits, active, self.threshold)
         if self.kind == "one":
             gates = mask.astype(np.float64)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from bevel.ir.piece import piece
 from bevel.passes.base import Runtime
 from bevel.passes.mixtures.chains import Chain, Unlike
-from bevel.passes.mixtures.description import Activation, Expert, taken
+from bevel.passes.mixtures.description import Activation, Expert
 from bevel.passes.mixtures.probing import Probe
 from bevel.passes.mixtures.reading import Weights, channels_of, experts, form, layout_of, opened
 from bevel.passes.mixtures.region import Region
@@ -34,15 +34,13 @@ class Members:
     shared: Expert | None = None
 
 
-def members(
-    model: ir.Model, region: Region, probe: Probe, active: int, threshold: float | None, runtime: Runtime
-) -> Members:
-    """Return the experts of a region, or raise `Unlike`."""
+def members(model: ir.Model, region: Region, probe: Probe, active: int, mask: Array, runtime: Runtime) -> Members:
+    """Return the experts of a region, of which rows take those in the mask, `[rows, experts]`; or raise `Unlike`."""
     width = probe.rows.shape[1]
     if region.is_masked:
         return _entries(model, region, probe, active, width, runtime)
     if len(region.chains) > 1 or region.experts == 1 or not region.chains[0].weights:
-        return _apart(model, region, probe, taken(probe.logits, active, threshold), width, runtime)
+        return _apart(model, region, probe, mask, width, runtime)
     (chain,) = region.chains
     stacks = _stacks(model, region, active, runtime)
     (given,) = _values(model, region, [chain.given], probe, runtime)
@@ -121,18 +119,21 @@ def _values(model: ir.Model, region: Region, wanted: Sequence[ir.Value], probe: 
 
 
 def _numbers(region: Region, arrays: Weights, probe: Probe, mask: Array) -> list[int]:
-    """Return which chain each logit is for: that which reads all rows that take it, and least beside those."""
+    """Return which chain each logit is for: that which reads all rows that take it, and least beside those.
+
+    Of chains that read the same rows, as those do whose experts are always taken together, each is for another one.
+    """
     places = {row.tobytes(): place for place, row in enumerate(probe.rows)}
     read = [_rows_read(arrays[chain.given], places, probe.rows.shape[1]) for chain in region.chains]
     if len(read) == region.experts and all(len(rows) == len(probe.rows) for rows in read):
         return list(range(region.experts))  # each sees all rows; the final comparison says whether they are in order
-    found = []
+    found: list[int] = []
     for expert in range(region.experts):
         rows = frozenset(np.flatnonzero(mask[:, expert]).tolist())
         able = [chain for chain, others in enumerate(read) if rows <= others]
         if not able:
             raise Unlike("its experts do not read the rows that take them")
-        found.append(min(able, key=lambda chain: len(read[chain])))
+        found.append(min(able, key=lambda chain: (len(read[chain]), chain in found)))
     if set(found) != set(range(len(read))):
         raise Unlike("some of its experts are taken by no row")
     return found

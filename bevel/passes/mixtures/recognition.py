@@ -16,13 +16,15 @@ import onnx_ir as ir
 from bevel.errors import EditRefused, UnsupportedModel
 from bevel.passes.base import Context
 from bevel.passes.mixtures.chains import Unlike
-from bevel.passes.mixtures.description import Gating, Mixture, Refused
+from bevel.passes.mixtures.description import Gating, Mixture, Refused, taken
 from bevel.passes.mixtures.fused import fused
 from bevel.passes.mixtures.gates import gating_of
 from bevel.passes.mixtures.integers import in_floats
 from bevel.passes.mixtures.members import members
 from bevel.passes.mixtures.probing import Ends, Probe, limit_of, probed, sizes_of
+from bevel.passes.mixtures.reading import opened
 from bevel.passes.mixtures.region import Region, ancestors, inline_branches, may_choose, regions
+from bevel.passes.mixtures.router import router_of, weighing
 from bevel.passes.mixtures.rows import leading
 
 Array = np.ndarray[Any, Any]
@@ -130,7 +132,10 @@ class _Search:
         return any(node in self.rounded for chain in region.chains for node in (*chain.nodes, *chain.after))
 
     def _with(self, region: Region, ends: Ends, probe: Probe, threshold: float | None) -> Mixture:
-        found = members(self.seen, region, probe, ends.active, threshold, self.runtime)
+        mask = self._chosen(region, ends, probe)
+        if threshold is not None:
+            mask = taken(probe.logits, ends.active, threshold)
+        found = members(self.seen, region, probe, ends.active, mask, self.runtime)
         name = region.choice.name or ends.output.name or ""
         made = Mixture(
             *(name, region.form, ends.input, ends.logits, ends.output, ends.active),
@@ -140,7 +145,31 @@ class _Search:
             others=ends.others,
             rounded=self._is_rounded(region),
         )
-        return replace(made, gating=gating_of(made, probe, self.runtime, limit_of(made)))
+        try:
+            return replace(made, gating=gating_of(made, probe, self.runtime, limit_of(made)))
+        except Unlike as why:
+            if threshold is not None:
+                raise
+            return replace(made, gating=self._router(region, made, probe, why))
+
+    def _chosen(self, region: Region, ends: Ends, probe: Probe) -> Array:
+        """Return which experts rows choose, `[rows, experts]`."""
+        source = opened(self.seen, [region.input, region.logits, *region.others], [region.chosen])
+        with self.runtime.open(source) as runs:
+            chosen = np.asarray(runs.run(probe.feed)[region.chosen.name or ""]).reshape(len(probe.rows), -1)
+        mask = np.zeros(probe.logits.shape, bool)
+        np.put_along_axis(mask, chosen, True, axis=1)
+        return mask
+
+    def _router(self, region: Region, made: Mixture, probe: Probe, why: Unlike) -> Gating:
+        """Return gates as the nodes that make them, or raise `why` where none do."""
+        inside = ancestors(region.output) - ancestors(region.logits)
+        nodes = [node for node in self.seen.graph if node in inside]
+        weights = weighing(nodes, region.input, region.logits, region.chosen)
+        try:
+            return router_of(self.seen, region, made, probe, weights, self.runtime)
+        except (Unlike, EditRefused, UnsupportedModel):
+            raise why from None
 
 
 def _after_factor(value: ir.Value) -> ir.Value:

@@ -148,6 +148,22 @@ class Look:
         experts = _last_size(logits)
         if not isinstance(experts, int):
             raise Unlike(f"it chooses from an unknown number of entries of {logits.name!r}")
+        try:
+            return self._led_to(choice, logits, experts)
+        except Unlike:
+            product = self._product(scores, experts)
+            if product is None or product is logits:
+                raise
+            return self._led_to(choice, product, experts)
+
+    def _product(self, scores: ir.Value, experts: int) -> ir.Value | None:
+        """Return the last product that scores come of and that has a number for each expert."""
+        before = ancestors(scores)
+        made = [value for node in self.nodes if node in before and node in self.summing for value in node.outputs]
+        return next((value for value in reversed(made) if _last_size(value) == experts), None)
+
+    def _led_to(self, choice: ir.Node, logits: ir.Value, experts: int) -> list[Region]:
+        """Return the regions between logits and where all meets that a choice leads to."""
         before = ancestors(logits)
         found: list[Region] = []
         reasons: list[Unlike] = []
