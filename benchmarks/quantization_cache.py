@@ -54,7 +54,7 @@ TIMED: Final = {
 PROMPT: Final = np.zeros((1, 256), np.int64)
 TOKEN: Final = np.zeros((1, 1), np.int64)
 CALIBRATION_WINDOWS: Final = 32
-ROUNDS: Final = 40
+ROUNDS: Final = 16
 
 
 def read(model: ir.Model, session: Session, ids: Array) -> tuple[Array, list[Feed]]:
