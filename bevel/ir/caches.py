@@ -90,7 +90,7 @@ def caches(model: ir.Model) -> list[Cache]:
     """Return the caches of floats that the main graph takes in and gives out, in the order of its inputs."""
     found: list[Cache] = []
     for value in model.graph.inputs:
-        cache = next(_caches_of(value), None) if _fits(value) else None
+        cache = next(_caches_of(value, model.graph), None) if _fits(value) else None
         if cache is not None and cache.present not in [other.present for other in found]:
             found.append(cache)
     return found
@@ -107,10 +107,11 @@ def _fits(value: ir.Value) -> bool:
     return value.dtype in FLOATS and value.shape is not None and len(value.shape) >= LEAST_RANK
 
 
-def _caches_of(past: ir.Value) -> Iterator[Cache]:
+def _caches_of(past: ir.Value, graph: ir.Graph) -> Iterator[Cache]:
+    """Yield what adds to a cache and stands in the graph itself: what is in a body, its node gives out or not."""
     assert past.shape is not None
     rank = len(past.shape)
-    for node, operand in past.uses():
+    for node, operand in [use for use in past.uses() if use.node.graph is graph]:
         key = node.domain, node.op_type
         if operand in STACKED.get(key, {}):
             yield from _given_out(node, operand, STACKED[key][operand], past, 3, 1)

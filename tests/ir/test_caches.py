@@ -27,6 +27,14 @@ net (float[b, 2, p, 16] past_key, float[b, 2, p, 16] other, float[b, 2, s, 16] n
   present = Relu (both)
 }
 """
+INSIDE = """
+net (float[b, 2, p, 16] past_key, float[b, 2, s, 16] new, bool more) => (float[b, 2, t, 16] present) {
+  present = If (more) <
+    then_branch = longer () => (float[b, 2, u, 16] both) { both = Concat <axis = 2> (past_key, new) },
+    else_branch = same () => (float[b, 2, w, 16] fresh) { fresh = Identity (new) }
+  >
+}
+"""
 
 
 @pytest.mark.parametrize(
@@ -36,8 +44,9 @@ net (float[b, 2, p, 16] past_key, float[b, 2, p, 16] other, float[b, 2, s, 16] n
         (STACKED, {"past": ("present", 3, (0, 2, 4))}),
         (SCATTERED, {"past": ("present", 2, (1, 3))}),
         (UNKNOWN, {}),
+        (INSIDE, {}),
     ],
-    ids=["apart", "stacked", "written into", "unknown"],
+    ids=["apart", "stacked", "written into", "unknown", "inside"],
 )
 def test_caches_are_found_where_they_come_in_and_go_out(text, expected):
     model = graph(text)

@@ -17,6 +17,7 @@ from bevel.passes.caching.scales import scales
 from bevel.passes.calibration import Calibration
 from bevel.passes.execution import Execution
 from bevel.passes.quantize_cache import QuantizeCache
+from bevel.testing import check_pass
 from tests.graphs import mlp
 from tests.passes.cache_graphs import continued, decoder, feeds
 
@@ -105,6 +106,7 @@ def test_half_precision(form):
 
 def test_metadata_says_what_a_program_needs():
     model = decoder("grouped")
+    check_pass(QuantizeCache(bits=4), model, feeds(4))
     bevel.optimize(model, QuantizeCache(bits=4), calibration=feeds(4))
     entry, other = json.loads(model.metadata_props["bevel.caches"])
     assert (entry["input"], entry["output"], entry["bits"]) == ("past_key", "present_key", 4)

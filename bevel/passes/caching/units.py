@@ -14,7 +14,10 @@ Array = np.ndarray[Any, Any]
 Plan: TypeAlias = Mapping[int, int]
 """The bits of units, by their numbers; the others stay in floats."""
 
-UNKNOWN = "no operator that is known to add entries to it gives it out"
+UNKNOWN = (
+    "no operator of the main graph that is known to add entries gives it out; "
+    "a decoder with caches in a condition (merged) has to be exported without it"
+)
 
 
 @dataclass(frozen=True)
