@@ -128,6 +128,24 @@ def test_layers_after_each_other_are_found_whose_experts_have_as_many_entries_as
     assert [(each.active, len(each.experts), each.experts[0].size) for each in found] == [(2, 4, 8)] * 2
 
 
+def test_sizes_that_no_exporter_says_are_measured(arrays):
+    model = mixture("all", arrays)
+    for node in model.graph:
+        if node.outputs[0].name in ("l", "p", "v", "i"):
+            for value in node.outputs:
+                value.shape = None
+    (found,), _ = mixtures(model, context())
+    assert (found.gating, len(found.experts)) == (Gating("chosen"), EXPERTS)
+
+
+def test_a_choice_by_the_largest_is_named(arrays):
+    text = ROUTER.replace("v, i = TopK <axis = -1> (p, k)", "i = ArgMax <axis = -1> (p) v = ReduceMax (p, minus)")
+    one = GATHERED.replace("[1, 2, 1]", "[1, 1, 1]").replace("[-1, 2, 8]", "[-1, 1, 8]")
+    model = of_text(text + one + END, arranged(arrays))
+    found, (refused,) = mixtures(model, context())
+    assert not found and "it takes the best expert by ArgMax" in str(refused)
+
+
 LIMITED = """
   rows = Reshape (x, flat)
   l = MatMul (rows, router)

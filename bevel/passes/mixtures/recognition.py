@@ -23,7 +23,7 @@ from bevel.passes.mixtures.integers import in_floats
 from bevel.passes.mixtures.members import members
 from bevel.passes.mixtures.probing import Ends, Probe, limit_of, probed, sizes_of
 from bevel.passes.mixtures.reading import opened
-from bevel.passes.mixtures.region import Region, ancestors, inline_branches, may_choose, regions
+from bevel.passes.mixtures.region import Region, ancestors, inline_branches, may_choose, regions, unknown
 from bevel.passes.mixtures.router import router_of, weighing
 from bevel.passes.mixtures.rows import leading
 
@@ -38,6 +38,7 @@ def mixtures(model: ir.Model, context: Context) -> tuple[list[Mixture], list[Ref
     seen = model.clone()
     inline_branches(seen)
     rounded = in_floats(seen)
+    _measure(model, seen, context)
     operators = dict(fused(model))
     sources: list[tuple[ir.Node, Source]] = [*operators.items(), *regions(seen)]
     search = _Search(model, seen, rounded, operators, [source for _, source in sources], context)
@@ -49,6 +50,15 @@ def mixtures(model: ir.Model, context: Context) -> tuple[list[Mixture], list[Ref
         except (Unlike, EditRefused, UnsupportedModel) as why:
             refused.append((node, str(why)))
     return _outermost(model, found, refused)
+
+
+def _measure(model: ir.Model, seen: ir.Model, context: Context) -> None:
+    """Give what choices read the sizes that it has on one input, where an exporter does not say them."""
+    values = {value.name: value for value in _values(model)}
+    wanted = [value for value in unknown(seen) if value.name in values]
+    for name, array in sizes_of(model, [value.name or "" for value in wanted], values, context).items():
+        value = next(each for each in wanted if each.name == name)
+        value.shape = ir.Shape([*[None] * (array.ndim - 1), array.shape[-1]]) if array.ndim else None
 
 
 def _outermost(

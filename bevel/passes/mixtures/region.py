@@ -27,8 +27,11 @@ from bevel.passes.mixtures.rows import LAST
 
 # Places where all that a choice leads to meets: gates, the sum over experts, and that in other shapes.
 MOST_MEETINGS: Final = 24
+LEAST_PRODUCTS: Final = 2
+MOST_STEPS: Final = 6
 PRODUCTS: Final = {MATMUL, GEMM}
 SIZES: Final = {"Shape", "Size"}
+CHOICE, BEST = "TopK", "ArgMax"
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +73,8 @@ class Region:
 
 def may_choose(node: ir.Node) -> bool:
     """Say whether a node may choose experts, by itself or as a whole mixture."""
-    return is_mixture(node) or (node.op_type == "TopK" and node.domain == "" and node.inputs[0] is not None)
+    known = node.op_type in (CHOICE, BEST) and node.domain == "" and node.inputs[0] is not None
+    return known or is_mixture(node)
 
 
 def inline_branches(model: ir.Model) -> None:
@@ -81,7 +85,7 @@ def inline_branches(model: ir.Model) -> None:
     names = Names(model)
     depends: set[ir.Value] = set()
     for node in list(model.graph):
-        if node.op_type == "TopK" or any(value in depends for value in node.inputs if value is not None):
+        if node.op_type in (CHOICE, BEST) or any(value in depends for value in node.inputs if value is not None):
             depends.update(node.outputs)
             if "then_branch" in node.attributes:
                 depends.update(_inline(model.graph, node, names))
@@ -111,12 +115,29 @@ def regions(model: ir.Model) -> Iterator[tuple[ir.Node, list[Region] | Unlike]]:
     """Yield every choice of a graph with the regions that it may lead to, the smallest first, or why there is none."""
     look = Look(model)
     for node in model.graph:
-        if may_choose(node) and not is_mixture(node):
+        if node.op_type == BEST and may_choose(node) and look.routes(node):
+            yield node, Unlike(f"it takes the best expert by {BEST}; {CHOICE} is followed, where no row is left out")
+        elif node.op_type == CHOICE and may_choose(node):
             try:
                 found: list[Region] | Unlike = look.regions(node)
             except Unlike as why:
                 found = why
             yield node, found
+
+
+def unknown(model: ir.Model) -> list[ir.Value]:
+    """Return what choices read whose last size is not known, and what that comes of a few nodes before."""
+    found: dict[ir.Value, None] = {}
+    pending = [(node.inputs[0], 0) for node in model.graph if node.op_type == CHOICE and may_choose(node)]
+    while pending:
+        value, steps = pending.pop()
+        if value is None or value in found or not is_float(value) or _last_size(value) is not None:
+            continue
+        found[value] = None
+        node = value.producer()
+        if node is not None and steps < MOST_STEPS:
+            pending += [(each, steps + 1) for each in node.inputs]
+    return [value for value in found if value.producer() is not None]
 
 
 class Look:
@@ -139,6 +160,14 @@ class Look:
     def fixed(self, value: ir.Value) -> bool:
         """Say whether a value comes of weights alone."""
         return value in self._fixed or (value.is_initializer() and not value.is_graph_input())
+
+    def routes(self, choice: ir.Node) -> bool:
+        """Say whether products come after a choice, as many as one expert has."""
+        after = {choice}
+        for node in self.nodes[self.place[choice] :]:
+            if any(value is not None and value.producer() in after for value in node.inputs):
+                after.add(node)
+        return len(after & self.summing) >= LEAST_PRODUCTS
 
     def regions(self, choice: ir.Node) -> list[Region]:
         """Return what a choice may lead to, or raise `Unlike`."""
