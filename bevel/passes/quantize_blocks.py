@@ -57,10 +57,10 @@ class QuantizeBlocks(Pass):
     data (made up if there are none): inputs not yet quantized make up for the errors of those that are, layer after
     layer, each with what the quantized layers before it left of its inputs. `adaround` learns of each weight instead
     whether it is rounded up or down, and then takes the best codes of one input after the other, or settles those of
-    `gptq` likewise, whichever is better for an output. `cbq` goes on from settled codes of `gptq`: those of two
-    neighbouring residual blocks at a time, and their scales, go down the slope of the error that the output of both
-    has, window after window, where it becomes less by that. It needs PyTorch; layers outside of blocks stay as they
-    are. Tables of Gather, and what is read more than once, are then as with `clip`.
+    `gptq` likewise, whichever is better for an output. `cbq` goes on from there: the codes of two neighbouring residual
+    blocks at a time, and their scales, go down the slope of the error that the output of both has, window after window,
+    where it becomes less by that. It needs PyTorch; layers outside of blocks stay as they are. Tables of Gather, and
+    what is read more than once, are then as with `clip`.
 
     Some formats have no blocks: `ptq161` has a sign for most weights, `vq` and `lr2vq` have codes for vectors of them,
     `pvq` has directions. They are small in the file alone; axis, block and rounding say nothing to them, but with

@@ -21,29 +21,39 @@ def layer():
     return fmt, weights, Grid(*whole), (x.T @ x / len(x))[None].astype(np.float64)
 
 
-def test_settling_gains_and_learning_more(layer):
-    errors = [choose(*layer)[1] for choose in (compensated, adaround.settled, adaround.adaptive)]
-    assert errors[1] < 0.9 * errors[0]
-    assert errors[2] < errors[1]
-
-
-def test_no_output_loses_by_learning(layer):
+def lost(layer, codes):
+    """The squared error of each output."""
     fmt, weights, grid, (moment,) = layer
-    lost = []
-    for choose in (adaround.settled, adaround.adaptive):
-        change = fmt.values(choose(*layer)[0], grid)[0] - weights[0]
-        lost.append(np.einsum("io,ij,jo->o", change, moment, change))
-    assert (lost[1] <= lost[0] * (1 + 1e-6)).all()
+    change = fmt.values(codes, grid)[0] - weights[0]
+    return np.einsum("io,ij,jo->o", change, moment, change)
 
 
-def test_without_sweeps_codes_are_those_of_gptq(layer, monkeypatch):
+def nearest(fmt, weights, grid, _):
+    return fmt.codes(weights, grid)
+
+
+def test_each_output_has_the_better_of_two(layer, monkeypatch):
+    both = lost(layer, adaround.adaptive(*layer)[0])
+    monkeypatch.setattr(adaround, "_learnt", nearest)
+    settled = lost(layer, adaround.adaptive(*layer)[0])
+    assert (both <= settled * (1 + 1e-6)).all() and both.sum() < 0.99 * settled.sum()
+    assert settled.sum() <= lost(layer, compensated(*layer)[0]).sum()
+
+
+def test_without_sweeps_it_is_gptq_or_the_nearest(layer, monkeypatch):
     monkeypatch.setattr(adaround, "SWEEPS", 0)
-    assert np.array_equal(adaround.settled(*layer)[0], compensated(*layer)[0])
+    monkeypatch.setattr(adaround, "_learnt", nearest)
+    codes = adaround.adaptive(*layer)[0]
+    either = [compensated(*layer)[0], nearest(*layer)]
+    assert all(
+        any(np.array_equal(codes[0, :, place], each[0, :, place]) for each in either) for place in range(OUTPUTS)
+    )
 
 
 @pytest.mark.parametrize("together", [1, 7, INPUTS])
 def test_it_makes_no_difference_how_many_inputs_reach_the_others_together(layer, monkeypatch, together):
-    usual = adaround.settled(*layer)
+    usual = adaround.adaptive(*layer)
     monkeypatch.setattr(adaround, "TOGETHER", together)
     monkeypatch.setattr(adaround, "OUTPUTS", together)
-    assert np.array_equal(adaround.settled(*layer)[0], usual[0])
+    error = adaround.adaptive(*layer)[1]
+    assert error == pytest.approx(usual[1], rel=0.02)  # where sums are all but equal, their order decides

@@ -44,28 +44,18 @@ def adaptive(fmt: Format, weights: Array, grid: Grid, second: Array) -> tuple[Ar
 
     `grid` has the scale of every weight, `second` the second moments of the inputs `[groups, in, in]`.
     """
-    return _chosen(fmt, weights, grid, second, learns=True)
-
-
-def settled(fmt: Format, weights: Array, grid: Grid, second: Array) -> tuple[Array, float]:
-    """Return what `adaptive` does without learning: the codes of GPTQ, settled."""
-    return _chosen(fmt, weights, grid, second, learns=False)
-
-
-def _chosen(fmt: Format, weights: Array, grid: Grid, second: Array, *, learns: bool) -> tuple[Array, float]:
     codes, _ = compensated(fmt, weights, grid, second)
     lost, energy = 0.0, 0.0
     for group, moment in enumerate(second):
         damped, exact = Damped(moment).matrix.astype(np.float32), moment.astype(np.float32)
         given, its_grid = weights[group], grid[group]
-        best = _settled(fmt, given, its_grid, damped, codes[group])
-        errors = _errors(fmt.values(best, its_grid) - given, exact)
-        if learns:
-            other = _settled(fmt, given, its_grid, damped, _learnt(fmt, given, its_grid, damped))
-            others = _errors(fmt.values(other, its_grid) - given, exact)
-            best, errors = np.where(others < errors, other, best), np.minimum(others, errors)
-        codes[group] = best
-        lost += float(errors.sum())
+        both = [
+            _settled(fmt, given, its_grid, damped, each)
+            for each in (codes[group], _learnt(fmt, given, its_grid, damped))
+        ]
+        errors = [_errors(fmt.values(each, its_grid) - given, exact) for each in both]
+        codes[group] = np.where(errors[1] < errors[0], both[1], both[0])
+        lost += float(np.minimum(*errors).sum())
         energy += float(_errors(given, exact).sum())
     return codes, lost / energy if energy > 0 else 0.0
 

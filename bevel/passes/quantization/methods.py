@@ -8,7 +8,7 @@ import numpy as np
 from bevel.passes.fitting.layers import Layer
 from bevel.passes.formats import Format, Grid, Quantized
 from bevel.passes.formats.blocks import Axis, each, join, parts, split
-from bevel.passes.quantization.adaround import adaptive, settled
+from bevel.passes.quantization.adaround import adaptive
 from bevel.passes.quantization.feedback import compensated
 from bevel.passes.quantization.search import FORGIVING, SQUARED, search
 from bevel.passes.quantization.targets import Target
@@ -17,7 +17,7 @@ Array = np.ndarray[Any, Any]
 
 MEASURES: Final = {"hqq": FORGIVING}
 # What chooses codes with the second moments of inputs at hand.
-LEARNT: Final = {"gptq": compensated, "adaround": adaptive, "cbq": settled}
+LEARNT: Final = {"gptq": compensated, "adaround": adaptive, "cbq": adaptive}
 
 
 def quantized(matrix: Array, fmt: Format, axis: Axis, block: int, rounding: str) -> Quantized:
