@@ -101,7 +101,8 @@ def measured(network: Network, run: Run, rows: list[int], products: bool) -> tup
     result = network.path.with_name("result.onnx")
     what = {"method": run.method, "bits": run.bits, "block": run.block}
     if run.tool == BEVEL:
-        what = {"recipe": recipe(run.method, run.bits, run.block), "products": products}
+        steps = recipe(run.method, run.bits, run.block)
+        what = {"recipe": steps, "products": products, "calibrated": run.calibrated}
     given = json.dumps({"tool": run.tool, "source": str(network.path), "result": str(result), **what})
     done = subprocess.run([sys.executable, "-m", CHILD, given], capture_output=True, text=True)
     if done.returncode:

@@ -41,7 +41,7 @@ def measured(tool: str, source: str, result: str, **options: Any) -> None:
     print(json.dumps([*spent, int(peak[1]) * 1024]))
 
 
-def ours(recipe: str, products: bool) -> Callable[[str, str, Feeds], None]:
+def ours(recipe: str, products: bool, calibrated: bool) -> Callable[[str, str, Feeds], None]:
     """Return what runs passes; `ONLY` in the recipe stands for the layers, or for products of matrices alone."""
     from bevel import load, optimize, save
     from bevel.passes.fitting.layers import layers
@@ -52,7 +52,7 @@ def ours(recipe: str, products: bool) -> Callable[[str, str, Feeds], None]:
     def run(source: str, result: str, feeds: Feeds) -> None:
         model = load(source)
         names = ",".join(f'"{layer.node.name}"' for layer in layers(model) if not products or is_product(layer))
-        optimize(model, recipe.replace("ONLY", names), calibration=feeds, verify=False)
+        optimize(model, recipe.replace("ONLY", names), calibration=feeds if calibrated else None, verify=False)
         save(model, result)
 
     return run
