@@ -23,8 +23,9 @@ Array = np.ndarray[Any, Any]
 # Experts whose weights have at least this cosine, entry by entry, are copies that grew apart; weights that have nothing
 # to do with each other have one near 0, with a spread of 1 / sqrt(weights).
 ALIKE: Final = 0.5
-# Gates that add up to no more than this weigh alternatives: what they weigh in a factor that was rounded is on top.
-ONE: Final = 1.01
+# Gates that add up to the number of experts taken, as nearly as this, let each count one on average: parts do. Others,
+# whatever factor is on top (DeepSeek-V3 has 2.5), weigh alternatives.
+COUNTED: Final = 0.01
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class AverageExperts(Pass):
 
     parts of one layer, whose outputs are added up, are joined into a layer that has the hidden entries of all.
 
-    how=auto tells them apart: gates that are equal for all experts taken or add up to more than one, and no entries
+    how=auto tells them apart: gates that are equal for all experts taken, or add up to their number, and no entries
     alike, say parts. Asking for the mean of parts, or for the sum of alternatives, is refused.
 
     A shared expert, which every row takes as it is, gives the layer its entries as well: a layer that was divided into
@@ -106,7 +107,7 @@ class AverageExperts(Pass):
         where = f"{self.name}: {mixture.name}"
         total = mixture.gating.total(mixture.active)
         sums = mixture.gating.kind in ("one", "counted") and mixture.active > 1
-        summed = sums or (total is not None and total > ONE)
+        summed = sums or (total is not None and mixture.active > 1 and abs(total / mixture.active - 1) <= COUNTED)
         if not summed and mixture.gating.kind != "one":
             if self.how == "join":
                 raise EditRefused(

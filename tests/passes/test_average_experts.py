@@ -96,6 +96,18 @@ def test_the_sum_of_alternatives_is_refused():
         run(mixture("operator", weights()), "{how=join}")
 
 
+def test_a_factor_of_the_gates_does_not_make_parts_of_alternatives():
+    text = """m (float[n, 8] x) => (float[n, 8] y) <float factor = {2.5}> {
+      l = MatMul (x, router)
+      t = com.microsoft.MoE <k = 2, activation_type = "relu", normalize_routing_weights = 1> (x, l, a, , b)
+      y = Mul (t, factor)
+    }"""
+    model = graph(text, {"router": (8, 3), "a": (3, 12, 8), "b": (3, 8, 12)})
+    step = run(model, inputs=[{"x": np.random.default_rng(0).standard_normal((32, 8)).astype(np.float32)}])
+    assert any("mean of 3 experts" in note for note in step.notes)
+    assert (8, 12) in content(model)
+
+
 def test_one_expert_a_row_says_neither():
     _, model, inputs = parts("experts=4 active=1 shared=0")
     with pytest.raises(EditRefused, match="neither"):
