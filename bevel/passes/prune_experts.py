@@ -58,6 +58,12 @@ class PruneExperts(Pass):
                 remedy=f"drop experts before merging; merge-experts makes them fewer now; skip={mixture.name}",
             )
         count = count_of(len(mixture.experts), self.ratio, self.experts)
+        if mixture.gating.router is not None and count < mixture.active:
+            raise EditRefused(
+                f"its router stays as nodes, which choose {mixture.active} experts: {count} are too few",
+                where=f"{self.name}: {mixture.name}",
+                remedy=f"experts={mixture.active} or more, or merge-experts",
+            )
         used = self._used(usage, context)
         kept = np.sort(np.argsort(-used, kind="stable")[:count])
         gone = np.setdiff1d(np.arange(len(used)), kept)

@@ -5,6 +5,7 @@ import pytest
 
 import bevel
 from bevel.backends.onnxruntime import Session
+from bevel.errors import EditRefused
 from bevel.ir.names import Names
 from bevel.passes.base import REASSOCIATION_RTOL, Context, Preserving
 from bevel.passes.calibration import Calibration
@@ -185,6 +186,8 @@ def test_routers_that_no_form_says_stay_as_nodes(arrays):
     assert bevel.optimize(same, "merge-experts{ratio=0}", calibration=inputs).steps[0].error <= REASSOCIATION_RTOL
     (again,), _ = mixtures(same, context(inputs))
     assert again.gating.kind == "router"
+    with pytest.raises(EditRefused, match="which choose 2 experts: 1 are too few"):
+        bevel.optimize(model.clone(), "prune-experts{experts=1}", calibration=inputs)
     few = model.clone()
     (step,) = bevel.optimize(few, "prune-experts{experts=2}", calibration=inputs).steps  # checked against its numbers
     assert step.error > 0.01
