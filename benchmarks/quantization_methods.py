@@ -2,8 +2,8 @@
 
 What leaves as codes and tables (learnt levels, directions, NF4) is small in the file alone; the speeds say so. Half the
 block takes as many bits as the other's HQQ, which has a float zero point in each. Branches have a rank of 8, in half
-precision, which is in the bits. Without data, `gptq` has inputs that are made up from the model's signature. `mixed` has
-weights of 2, 4 and 8 bits, as many in the mean as one format would take.
+precision, which is in the bits. Without data, `gptq` has inputs that are made up from the model's signature. `mixed`
+has weights of 2, 4 and 8 bits, as many in the mean as one format would take.
 """
 
 from dataclasses import dataclass
