@@ -78,8 +78,9 @@ def _step(node: ir.Node, now: int, version: int) -> Callable[[Names], None]:
         return lambda names: _resize(node)
     if op_type == "Resize" or (op_type == "TopK" and len(node.inputs) > 1):
         return lambda names: None
-    if op_type in OVER_LAST and (axis := _only_axis(node)) is not None:
-        return lambda names: node.attributes.add(ir.AttrInt64("axis", axis))
+    if op_type in OVER_LAST:
+        axis = _only_axis(node)
+        return lambda names: _flatten(node, names) if axis is None else node.attributes.add(ir.AttrInt64("axis", axis))
     if op_type == "Dropout" and not node.outputs[1:]:
         return lambda names: _drop(node, "ratio")
     raise _refused(node, now, version)
@@ -107,6 +108,26 @@ def _only_axis(node: ir.Node) -> int | None:
     if axis == -1:
         return axis
     return axis if shape is not None and all(size == 1 for size in shape[axis % len(shape) + 1 :]) else None
+
+
+def _flatten(node: ir.Node, names: Names) -> None:
+    """Let a node run over the last axis of a matrix, whose rows are all axes from its own on, and shape that again."""
+    assert isinstance(node.graph, ir.Graph)
+    data, axis = node.inputs[0], node.attributes.get_int("axis", 1)
+    flat = ir.node("Flatten", [data], {"axis": axis}, name=names.free(f"{node.name}.flat"))
+    over = ir.node(node.op_type, flat.outputs, {"axis": -1}, name=names.free(f"{node.name}.last"))
+    size = ir.node("Shape", [data], name=names.free(f"{node.name}.shape"))
+    for made in (flat, over, size):
+        made.outputs[0].name = names.free(f"{made.name}.output")
+    size.outputs[0].dtype = ir.DataType.INT64
+    for made in (flat, over):
+        made.outputs[0].type = node.outputs[0].type
+    node.graph.insert_before(node, [flat, over, size])
+    node.op_type = "Reshape"
+    node.attributes.clear()
+    node.resize_inputs(2)
+    for place, made in enumerate((over, size)):
+        node.replace_input_with(place, made.outputs[0])
 
 
 def _operands(node: ir.Node, attributes: Sequence[str], names: Names) -> None:
