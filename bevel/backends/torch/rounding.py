@@ -28,6 +28,7 @@ Array = np.ndarray[Any, Any]
 STEPS: Final = 100
 RANK: Final = 5
 # How far a step moves what leans of each weight and the entries of thin matrices, and Adam a scale, relative to it.
+# Larger steps fit the samples better, but nothing else: a weight's own number has to go slowly.
 OWN, THIN, SCALES = 2.5e-3, 5e-3, 2e-3
 START: Final = 0.1
 """The size of the entries of the first thin matrix; the second is zero at first."""
