@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from bevel.ir.canonical.unread import WILD
+
 # Operators that hand an index on unchanged, so that the search goes on at their outputs: the number of that input, or
 # None for any.
 CARRIERS = {
@@ -83,7 +85,7 @@ def _element(kind: ir.TypeProtocol | None) -> ir.DataType:
 
 
 def _dim(dim: int | ir.SymbolicDim) -> int | str | None:
-    return dim if isinstance(dim, int) else dim.value
+    return dim if isinstance(dim, int) else None if dim.value in WILD else dim.value
 
 
 def index_bound(value: ir.Value) -> int | None:

@@ -16,6 +16,7 @@ from bevel.backends.onnxruntime import Level, Session
 from bevel.frontends.onnx import load
 from bevel.ir.canonical import canonicalize, folding
 from bevel.ir.canonical.sharing import ORIGIN
+from bevel.passes.synthesis import synthesize
 from tests.zoo import NAMES, STYLES, model, model_tests, node_tests, trials
 
 RNG = np.random.default_rng(0)
@@ -193,6 +194,32 @@ def test_a_declared_shape_is_kept_where_inference_knows_nothing():
     <ir_version: 8, opset_import: ["" : 17, "other" : 1]>
     g (float[N, 4] x) => (float[3, 4] y) <float[3, 4] h> { h = other.Custom(x) y = Relu(h) }""")
     assert [value.shape.numpy() for value in (model.graph[0].outputs[0], model.graph[1].outputs[0])] == [(3, 4), (3, 4)]
+
+
+def strange(*dims):
+    weight = numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float32), "w")
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("Relu", ["c"], ["y"])]
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, dims)
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    return helper.make_model(helper.make_graph(nodes, "g", [x], [y], [weight]), ir_version=8)
+
+
+@pytest.mark.parametrize("dims", [("?", 3, "?", "?"), ("batch size", 3, "2x", "x:0"), ("-1", 3, "n", "None")])
+def test_names_of_sizes_that_cannot_be_read_hide_no_shape(dims):
+    loaded = load(strange(*dims))
+    (conv, _) = loaded.graph
+    assert conv.outputs[0].shape[1] == 4
+    batch, rows, columns = (str(conv.outputs[0].shape[place]) for place in (0, 2, 3))
+    assert len({batch, rows, columns}) == 3  # two of no name are not one size
+    stream = io.BytesIO()
+    save(loaded, stream, external_data=False)
+    (x,) = onnx.load_from_string(stream.getvalue()).graph.input
+    assert [dim.dim_param or dim.dim_value for dim in x.type.tensor_type.shape.dim] == list(dims)
+
+
+def test_sizes_without_a_name_are_made_up_apart():
+    (feed,) = synthesize(load(strange("?", 3, "?", "?")), 0, 1, lambda feed: None)
+    assert len(set(feed["x"].shape)) == 4
 
 
 def test_branches_of_different_shapes_are_not_believed():

@@ -15,6 +15,7 @@ from bevel.ir.canonical import corrections  # noqa: F401 - importing it corrects
 from bevel.ir.canonical.control import doubtful_values
 from bevel.ir.canonical.folding import fold_constants
 from bevel.ir.canonical.sequences import open_sequences
+from bevel.ir.canonical.unread import readable_names
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,8 @@ def infer_shapes(model: ir.Model) -> None:
     The contents that inference finds for shape tensors are left in `const_value`.
     """
     try:
-        infer_symbolic_shapes(model, warn_on_missing=False)
+        with readable_names(model):
+            infer_symbolic_shapes(model, warn_on_missing=False)
     except INFERENCE_ERRORS as error:
         logger.info("shapes stay incomplete: %s", error)
     for value in doubtful_values(model.graph):
