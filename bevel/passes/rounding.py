@@ -23,12 +23,12 @@ EXPERTS_RTOL: Final = 2 * 2 * 0.5 / 127
 """Half a step of 8 bits, in what each of two products takes of a row, and twice that."""
 HALVES: Final = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 WITHOUT_ZERO_POINT: Final = ir.DataType.UINT8
+"""What QuantizeLinear gives out if nothing says otherwise."""
 SIGMOID: Final = "Sigmoid"
 CARRIERS: Final = {"Identity", "Cast", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice"}
 """What may stand between a sigmoid and an output."""
 RESOLUTION: Final = 2.0**-21
 """Four units in the last place of 1: ONNX Runtime's sigmoid is that far from another way to compute the same."""
-"""What QuantizeLinear gives out if nothing says otherwise."""
 
 
 def unit(model: ir.Model) -> float:
