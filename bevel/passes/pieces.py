@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from bevel.backends.coded import Decoded
 from bevel.backends.onnxruntime import Level, Session
+from bevel.ir.edit import gathered
 from bevel.ir.piece import uses
 from bevel.ir.places import Kept, Places
 from bevel.passes.deviation import Deviation, deviate
@@ -69,7 +70,7 @@ def compare_in_pieces(
         truth, pieces = Decoded(whole, reference), Decoded(parts, result)
         for feed in feeds:
             answers = truth.run(feed)
-            given = {name: _taken(answers[name], kept[name]) for name in kept}
+            given = {name: np.ascontiguousarray(gathered(answers[name], kept[name])) for name in kept}
             got = pieces.run({**feed, **{GIVEN.format(name): array for name, array in given.items()}})
             worst = max(worst, *(apart(array, got[name]) for name, array in given.items()), 0.0)
             expected.append({name: answers[name] for name in names})
@@ -144,12 +145,6 @@ def _told(model: ir.Model, kept: Mapping[str, Kept]) -> ir.Model:
 
 def _made(model: ir.Model) -> Iterator[ir.Value]:
     return (value for node in model.graph for value in node.outputs)
-
-
-def _taken(array: Array, kept: Kept) -> Array:
-    for axis, indices in kept.items():
-        array = np.take(array, indices, axis)
-    return np.ascontiguousarray(array)
 
 
 def apart(expected: Array, got: Array) -> float:

@@ -33,9 +33,9 @@ ROUNDINGS = 4
 FLIP = 2
 # One unit in the last place of a number in single precision, relative to it.
 SINGLE = 2.0**-23
-# An error is rounding that the network multiplies if one unit in the last place moves the output by a quarter of it,
-# and it is small whatever made it. Beyond that, the graph has to be compared in pieces.
-LIKE_UNITS = 4.0
+# Where one unit in the last place of inputs and weights moves an output, `ROUNDINGS` of them move it as many times as
+# far. An error up to that is rounding, if it is small whatever made it: at most a hundred times what sums may differ
+# by (1e-5). Beyond that, the graph has to be compared in pieces.
 SMALL = 1e-3
 
 
@@ -179,7 +179,7 @@ class Verdict:
         """Tell whether an output is over the limit by a small error that single roundings make as well."""
         if deviation.relative <= self.limit(deviation) or self._kept_unrounded(deviation):
             return False
-        return deviation.relative <= min(LIKE_UNITS * self._moved(deviation), SMALL)
+        return deviation.relative <= min(ROUNDINGS * self._moved(deviation), SMALL)
 
     def _alike(self, deviation: Deviation) -> str:
         return (
