@@ -91,10 +91,11 @@ class Subject:
 
 
 def check_rule(model: ir.Model, feed: Feed, *, seed: int = 0) -> Checked:
-    """Try every dimension that the rules leave free in a model: one at a time, then all of them at once.
+    """Try every dimension that the rules leave free in a model: several at a time, any two of them apart at least once.
 
-    The interface is left open, so the dimensions of graph inputs are tried too. Floats in `feed` are also drawn anew
-    from the same range. The model itself is left as it is. Raises `UnsupportedModel` if it does not run on `feed`.
+    Where something fails, they are tried one at a time, and all at once, to name what does. The interface is left open,
+    so the dimensions of graph inputs are tried too. Floats in `feed` are also drawn anew from the same range. The model
+    itself is left as it is. Raises `UnsupportedModel` if it does not run on `feed`.
     """
     subject = prepare(model, feed, np.random.default_rng(seed))
     if subject is None:
@@ -103,34 +104,28 @@ def check_rule(model: ir.Model, feed: Feed, *, seed: int = 0) -> Checked:
     if wrong := tuple(_wrong_sizes(analysis, subject.results[0])):
         return Checked(disagreements=wrong)
     dims = open_dims(analysis)
-    trials = [
-        (kind, taken)
+    freedoms = [_freedom(analysis, dim) for dim in dims]
+    trials = {
+        kind: list(_trials(subject, dims, _drawn(kind, dims, freedoms, np.random.default_rng(seed)), kind))
         for kind in (Freedom.PERMUTE, FREE)
-        for taken in _takings(kind, dims, [_freedom(analysis, dim) for dim in dims], np.random.default_rng(seed))
-    ]
-    found: list[Disagreement] = []
-    skipped: list[str] = []
-    tried: dict[Freedom, set[Dim]] = {Freedom.PERMUTE: set(), FREE: set()}
-    for kind, taken in trials:
-        places = tuple(place for number in taken for place in _places(analysis, dims[number]))
-        try:
-            expected = subject.results if kind is Freedom.PERMUTE else _masked(subject, taken)
-            problem = _disagreement(subject, expected, taken)
-        except (EditRefused, UnsupportedModel) as error:
-            skipped.append(f"{' '.join(places)}: {error.what}")
-            continue
-        if subject.shows:
-            tried[kind].update(dims[number] for number in taken)
-        if problem:
-            found.append(Disagreement(kind, places, problem))
+    }
+    done = [trial for found in trials.values() for trial in found]
+    tried = {
+        kind: {dims[number] for trial in found if not trial.skipped for number in trial.numbers if subject.shows}
+        for kind, found in trials.items()
+    }
+
+    def places(trial: Trial) -> tuple[str, ...]:
+        return tuple(place for number in trial.numbers for place in _places(analysis, dims[number]))
+
     return Checked(
         permuted=len(tried[Freedom.PERMUTE]),
         selected=len(tried[FREE]),
         permuted_operators=frozenset(operators_with(analysis, tried[Freedom.PERMUTE])),
         selected_operators=frozenset(operators_with(analysis, tried[FREE])),
-        disagreements=tuple(found),
-        skipped=tuple(skipped),
-        fixed=() if trials else tuple(dict.fromkeys(mark.why for mark in analysis.facts.marks)),
+        disagreements=tuple(Disagreement(trial.kind, places(trial), trial.problem) for trial in done if trial.problem),
+        skipped=tuple(f"{' '.join(places(trial))}: {trial.skipped}" for trial in done if trial.skipped),
+        fixed=() if done else tuple(dict.fromkeys(mark.why for mark in analysis.facts.marks)),
     )
 
 
@@ -161,15 +156,11 @@ def _freedom(analysis: Analysis, dim: Dim) -> Freedom:
     return freedom
 
 
-def _takings(
-    kind: Freedom, dims: Sequence[Dim], freedoms: Sequence[Freedom], random: np.random.Generator
-) -> Iterator[Taken]:
-    """Draw what to take of each dimension that allows it, then of all of them together."""
+def _drawn(kind: Freedom, dims: Sequence[Dim], freedoms: Sequence[Freedom], random: np.random.Generator) -> list[Taken]:
+    """Draw what to take of each dimension that allows it."""
     draw = _order if kind is Freedom.PERMUTE else _subset
-    free = {number: draw(dims[number].size, random) for number, freedom in enumerate(freedoms) if kind in freedom}
-    yield from ({number: taken} for number, taken in free.items())
-    if len(free) > 1:
-        yield {number: draw(dims[number].size, random) for number in free}
+    free = [number for number, freedom in enumerate(freedoms) if kind in freedom]
+    return [{number: draw(dims[number].size, random)} for number in free]
 
 
 def _order(size: int, random: np.random.Generator) -> Array:
@@ -257,6 +248,51 @@ def _redrawn(value: Any, random: np.random.Generator) -> Any:
 
 
 # One trial
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Dimensions that were tried at once, by their places in `open_dims`: what failed, or why it could not be tried."""
+
+    kind: Freedom
+    numbers: tuple[int, ...]
+    problem: str = ""
+    skipped: str = ""
+
+
+def _trials(subject: Subject, dims: Sequence[Dim], drawn: Sequence[Taken], kind: Freedom) -> Iterator[Trial]:
+    """Try what was drawn, few times if all is well; else one by one and all at once."""
+    together = [_trial(subject, _joined([drawn[place] for place in some]), kind) for some in told_apart(len(drawn))]
+    bad = [trial for trial in together if trial.problem or trial.skipped]
+    if not bad:
+        yield from together
+        return
+    each = [*([taken] for taken in drawn), *([drawn] if len(drawn) > 1 else ())]
+    named = [_trial(subject, _joined(some), kind) for some in each]
+    yield from named
+    if not any(trial.problem or trial.skipped for trial in named):
+        yield from bad
+
+
+def told_apart(count: int) -> list[list[int]]:
+    """Put numbers into few sets such that each is in one, and any two are in different ones: by their binary digits.
+
+    >>> told_apart(1), told_apart(3)
+    ([[0]], [[0, 2], [1, 2]])
+    """
+    return [[number for number in range(count) if (number + 1) >> digit & 1] for digit in range(count.bit_length())]
+
+
+def _joined(takings: Sequence[Taken]) -> Taken:
+    return {number: index for taken in takings for number, index in taken.items()}
+
+
+def _trial(subject: Subject, taken: Taken, kind: Freedom) -> Trial:
+    try:
+        expected = subject.results if kind is Freedom.PERMUTE else _masked(subject, taken)
+        return Trial(kind, tuple(taken), problem=_disagreement(subject, expected, taken))
+    except (EditRefused, UnsupportedModel) as error:
+        return Trial(kind, tuple(taken), skipped=error.what)
 
 
 def _disagreement(subject: Subject, expected: Sequence[Feed], taken: Taken) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bevel.backends.onnxruntime import Level, Session
-from bevel.equivariance import ULPS, Array, Disagreement, Feed, Subject, difference, open_dims, prepare
+from bevel.equivariance import ULPS, Array, Disagreement, Feed, Subject, difference, open_dims, prepare, told_apart
 from bevel.errors import UnsupportedModel
 from bevel.ir.axes import Axis, Dim, Product, resolve
 from bevel.ir.coupling import Freedom
@@ -57,10 +57,11 @@ class Moved:
 
 
 def check_motions(model: ir.Model, feed: Feed, *, interface: bool = False, seed: int = 0) -> Moved:
-    """Try every scale, rotation and linear map that is claimed, one at a time, then all scales of a model at once.
+    """Try every rotation and linear map that is claimed, and every scale, several at a time and any two of them apart.
 
-    Unless `interface` is given, the dimensions of graph inputs and outputs move too. The model itself is left as it
-    is. Raises `UnsupportedModel` if it does not run on `feed`.
+    Where scales fail, they are tried one at a time, and all at once, to name what does. Unless `interface` is given,
+    the dimensions of graph inputs and outputs move too. The model itself is left as it is. Raises `UnsupportedModel` if
+    it does not run on `feed`.
     """
     random = np.random.default_rng(seed)
     subject = prepare(model, feed, random)
@@ -75,14 +76,7 @@ def check_motions(model: ir.Model, feed: Feed, *, interface: bool = False, seed:
         if kind is not Freedom.SCALE and not all(map(_finite, subject.feeds)):
             skipped += [f"{motion}: infinite numbers cannot be mixed" for _, motion in claims]
             continue
-        together = [claims] if kind is Freedom.SCALE and len(claims) > 1 else []
-        for tried in [*([claim] for claim in claims), *together]:
-            try:
-                problem = _problem(subject, analysis, tried, kind, random)
-            except UnsupportedModel as error:
-                problem = error.what
-            if problem:
-                problems.append(Disagreement(kind, tuple(_named(tried)), problem))
+        problems += _problems(subject, analysis, claims, kind, random)
         if subject.shows:
             trials[kind] = Trial(len({dim for dim, _ in claims}), frozenset(_operators(analysis, claims)))
     return Moved(trials, tuple(problems), tuple(skipped))
@@ -113,6 +107,27 @@ def _operators(analysis: Analysis, claims: Collection[Claim]) -> Iterator[Operat
 
 
 # One trial
+
+
+def _problems(
+    subject: Subject, analysis: Analysis, claims: Sequence[Claim], kind: Freedom, random: np.random.Generator
+) -> list[Disagreement]:
+    """Try claims, few times if all is well with scales; else one by one and, if they are scales, all at once."""
+
+    def tried(some: Sequence[Claim]) -> Iterator[Disagreement]:
+        try:
+            problem = _problem(subject, analysis, some, kind, random)
+        except UnsupportedModel as error:
+            problem = error.what
+        if problem:
+            yield Disagreement(kind, tuple(_named(some)), problem)
+
+    each = [[claim] for claim in claims]
+    if kind is not Freedom.SCALE:
+        return [found for some in each for found in tried(some)]
+    sets = [[claims[place] for place in places] for places in told_apart(len(claims))]
+    together = [found for some in sets for found in tried(some)]
+    return [found for some in (*each, claims) for found in tried(some)] or together if together else []
 
 
 def _problem(

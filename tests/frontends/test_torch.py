@@ -55,7 +55,7 @@ def operators(model):
 def loaded(name):
     """A module of the zoo, its graph, and its state before it was loaded; exports are kept with the zoo's files."""
     recipe = RECIPES[name]
-    module, feed = recipe.module(), recipe.feed(*SIZES[0])
+    module, feed = recipe.module(), recipe.example()
     before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
     shapes = {key: dict(recipe.axes) for key in feed}
     return module, load(module, feed, dynamic_shapes=shapes, cache=folder() / "torch"), before

@@ -36,7 +36,7 @@ NAMES = (
     "superresolution",
     "focus",
 )
-SIZES = ((2, 12), (3, 9))  # batch and sequence length of the two trials; the first is what the exporter sees
+SIZES = ((2, 12), (3, 9))  # batch and sequence length of the two trials
 
 Trial = tuple[dict[str, np.ndarray[Any, Any]], np.ndarray[Any, Any]]
 
@@ -65,7 +65,7 @@ def exported(name: str, style: str) -> bytes:
     from tests.zoo.recipes import RECIPES
 
     recipe = RECIPES[name]
-    arguments = (recipe.module(), recipe.feed(*SIZES[0]), recipe.axes)
+    arguments = (recipe.module(), recipe.example(), recipe.axes)
     if style == "torchscript":
         return torchscript(*arguments).SerializeToString()
     captured, optimized = (graph.SerializeToString() for graph in dynamo(*arguments))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tests.zoo import convolution, language, mamba, vision
 
 LENGTH = 12  # of a sequence, where it cannot vary
+SHOWN = (2, 12)  # batch and sequence length of what an exporter sees
 BATCHED = {0: "batch"}
 TEXT = {0: "batch", 1: "sequence"}
 
@@ -38,11 +39,17 @@ class Recipe:
     axes: dict[int, str] = field(default_factory=lambda: TEXT)
     fresh: bool = False
     """Keep the initial normalisation parameters: then all are equal, and exporters merge them."""
+    shown: tuple[int, int] = SHOWN
+    """Batch and sequence length of what the exporters see."""
 
     def feed(self, batch: int, length: int) -> dict[str, Tensor]:
         """Seeded inputs of this size, or of the one length that the model knows."""
         torch.manual_seed(batch)
         return self.inputs(batch, length if 1 in self.axes else LENGTH)
+
+    def example(self) -> dict[str, Tensor]:
+        """What an exporter is shown."""
+        return self.feed(*self.shown)
 
     def module(self) -> nn.Module:
         """Seeded, in evaluation mode, every parameter and statistic away from its neutral value unless `fresh`."""
@@ -76,8 +83,9 @@ RECIPES: dict[str, Recipe] = {
     "llama-fused": Recipe(partial(language.Llama, fused=True)),
     "encoder": Recipe(language.Encoder, axes=BATCHED),  # nn.MultiheadAttention traces its length as a number
     "mamba": Recipe(mamba.Mamba, axes=BATCHED),  # how often its scan doubles depends on the length
-    "lstm": Recipe(language.Recurrent),
-    "gru": Recipe(partial(language.Recurrent, nn.GRU)),
+    # PyTorch's exporter captures every step of a recurrence before it puts one operator in their place.
+    "lstm": Recipe(language.Recurrent, shown=(2, 3)),
+    "gru": Recipe(partial(language.Recurrent, nn.GRU), shown=(2, 3)),
     "vit": vision_recipe(vision.ViT),
     "swin": vision_recipe(vision.Swin),
     **{
