@@ -96,8 +96,13 @@ class SecondOrder:
         >>> SecondOrder(np.eye(2), damping=0).scores(np.array([[3.0, 1.0]]), np.array([[0], [1]])).round(6).tolist()
         [9.0, 1.0]
         """
-        parts = w.T[units]  # [count, inputs, out]
-        grams = parts @ parts.transpose(0, 2, 1)
-        blocks = self.inverse[units[:, :, None], units[:, None, :]]
-        errors: Array = np.trace(np.linalg.solve(blocks, grams), axis1=1, axis2=2)
-        return errors
+        return errors(w, self.inverse, units)
+
+
+def errors(w: Array, inverse: Array, units: Array) -> Array:
+    """Return the error of dropping each unit alone, `[count]`, from the inverse of the damped moment."""
+    parts = w.T[units]  # [count, inputs, out]
+    grams = parts @ parts.transpose(0, 2, 1)
+    blocks = inverse[units[:, :, None], units[:, None, :]]
+    found: Array = np.trace(np.linalg.solve(blocks, grams), axis1=1, axis2=2)
+    return found

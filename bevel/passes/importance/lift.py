@@ -63,12 +63,22 @@ def score(
     left = [group for group in groups if group.name not in parts]
     fallback = magnitude(analysis, left, context) if left else {}
     scored = Scored()
+    how = normalize or chosen.normalize
     for group in groups:
         source, given = (chosen, parts) if group.name in parts else (magnitude, fallback)
         joined = aggregated(_checked(given[group.name], group, label), aggregate or source.aggregate)
-        scored[group.name] = normalized(joined, normalize or chosen.normalize)
+        scored[group.name] = normalized(joined, how)
+    if how == "none" and 0 < len(left) < len(groups):
+        _adapt(scored, [group.name for group in left])
     scored.notes = (_note(label, left),) if left else ()
     return scored
+
+
+def _adapt(scored: Scored, others: Sequence[str]) -> None:
+    """Give the groups that another importance has scored the mean of the rest, for neither knows the other's unit."""
+    level = float(np.mean(np.concatenate([scores for name, scores in scored.items() if name not in others])))
+    for name in others:
+        scored[name] = normalized(scored[name], "mean") * level
 
 
 def aggregated(parts: np.ndarray, how: Aggregate) -> np.ndarray:

@@ -1,12 +1,14 @@
 """Score by what dropping an entry costs the layers that read it, once they have made up for it."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 
 from bevel.ir.groups import Analysis, Group
 from bevel.passes.base import Context
+from bevel.passes.fitting.elimination import Reader, eliminate
 from bevel.passes.fitting.layers import Layer
 from bevel.passes.fitting.moments import moments
 from bevel.passes.fitting.readers import Reads, readers
@@ -17,34 +19,60 @@ from bevel.passes.importance import importance
 Array = np.ndarray[Any, Any]
 
 
-@importance(aggregate="sum")
-def obs(analysis: Analysis, groups: Sequence[Group], context: Context) -> Mapping[str, np.ndarray]:
-    """Score each entry by the exact error that the layers which read it are left with after a least-squares refit.
+# Bytes of inverse moments and weights up to which all that read a group are kept until its entries are put in order.
+MOST_KEPT: Final = 2**30
 
-    The error is relative to the energy of each layer's output, and added over the layers that read the entry; one that
-    reads numbers which overflow says nothing. Where a layer can add a constant, what is dropped is replaced by its
-    mean, so that only its variance counts. The refit is taken for granted: without one, wanda and flap do better. A
-    group that no layer reads by itself (the channels that queries and keys are compared over) is left out. Source:
-    Hassibi and Stork 1992, Optimal Brain Surgeon, lifted to coupled groups (`bevel.passes.fitting.second_order`).
+
+@importance(aggregate="sum", normalize="none")
+def obs(analysis: Analysis, groups: Sequence[Group], context: Context) -> Mapping[str, np.ndarray]:
+    """Score each entry by the error that the layers which read it are left with after a least-squares refit.
+
+    Entries go one after the other, the cheapest first, and each is scored by what it adds when those before it are gone
+    and the rest has made up for them: of two that are alike one is worth little, the other all. The error is relative
+    to the energy of each layer's output, and added over the layers that read the entry; one that reads numbers which
+    overflow says nothing. Where a layer can add a constant, what is dropped is replaced by its mean, so that only its
+    variance counts. The refit is taken for granted: without one, wanda and flap do better. Scores of different groups
+    can be compared as they are: `allocation=global` does well with them. A group that no layer reads by itself (the
+    channels that queries and keys are compared over) is left out; one whose layers hold more than a gigabyte in sum is
+    scored entry by entry. Source: Hassibi and Stork 1992, Optimal Brain Surgeon, lifted to coupled groups; Kurtic et
+    al. 2023, ZipLM, for the order (`bevel.passes.fitting.second_order`, `bevel.passes.fitting.elimination`).
     """
     reads = readers(analysis, groups)
+    together = _fitting(reads)
+    waiting = Counter(group.name for parts in reads.values() for group, _ in parts)
     found: dict[str, list[Array]] = {}
+    kept: dict[str, list[Reader]] = {}
     orders: dict[tuple[int, bool], list[SecondOrder]] = {}
     for layer, moment in moments(analysis.model, list(reads), context):
-        if not moment.finite:
-            continue
-        key = id(moment), can_shift(layer)
-        if key not in orders:  # layers that read one value share its moments
-            orders = {key: [SecondOrder(second) for second in moment.about(key[1])]}
-        for (group, _), error in zip(reads[layer], _errors(layer, orders[key], reads[layer]), strict=True):
-            found.setdefault(group.name, []).append(error)
+        if moment.finite:
+            key = id(moment), can_shift(layer)
+            if key not in orders:  # layers that read one value share its moments
+                orders = {key: [SecondOrder(second) for second in moment.about(key[1])]}
+            for group, some in _read(layer, orders[key], reads[layer]):
+                if group.name in together:
+                    kept.setdefault(group.name, []).extend(some)
+                else:
+                    found.setdefault(group.name, []).append(np.sum([reader.scores() for reader in some], axis=0))
+        waiting.subtract(group.name for group, _ in reads[layer])
+        for name in [name for name in kept if not waiting[name]]:
+            found[name] = [eliminate(kept.pop(name))]
     return {name: np.stack(parts) for name, parts in found.items()}
 
 
-def _errors(layer: Layer, orders: Sequence[SecondOrder], reads: Reads) -> list[Array]:
-    """Return the relative error of dropping each entry of each group alone."""
-    matrices = layer.content()
-    pairs = list(zip(matrices, orders, strict=True))
+def _read(layer: Layer, orders: Sequence[SecondOrder], reads: Reads) -> Iterator[tuple[Group, list[Reader]]]:
+    """Yield each group that a layer reads, with what its matrices know of it."""
+    pairs = list(zip(layer.content(), orders, strict=True))
     energy = sum(float(np.vdot(w @ order.damped, w)) for w, order in pairs)
     scale = max(energy, np.finfo(np.float64).tiny)
-    return [np.sum([order.scores(w, inputs) for w, order in pairs], axis=0) / scale for _, inputs in reads]
+    for group, inputs in reads:
+        yield group, [Reader(w, order.inverse, inputs, scale) for w, order in pairs]
+
+
+def _fitting(reads: Mapping[Layer, Reads]) -> set[str]:
+    """Return the groups of which all that reads them can be kept at once."""
+    sizes: dict[str, int] = {}
+    for layer, groups in reads.items():
+        out = layer.sizes[layer.out_axis]
+        for group, inputs in groups:
+            sizes[group.name] = sizes.get(group.name, 0) + layer.groups * inputs.size * (inputs.size + out) * 8
+    return {name for name, size in sizes.items() if size <= MOST_KEPT}
