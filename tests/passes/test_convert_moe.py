@@ -296,6 +296,22 @@ def test_blocks_that_lie_are_caught(monkeypatch):
         optimize(model, ConvertMoe(experts=4, active=1, shared=0), calibration=feeds)
 
 
+def test_the_oracle_takes_what_is_best_for_the_output():
+    model, feeds, *_ = planted()
+    each = found(model, feeds)
+    partition = Partition.of(np.random.default_rng(0).permutation(each.layer.size) % 4, 4)
+    for active in (1, 3):
+        taken, other = (
+            decide(
+                each.parts, Mixture(partition, ROUTERS[name](each, partition, active), active), each.rows, each.runtime
+            )
+            for name in ("oracle", "mean-gate")
+        )
+        best = choices(each, partition, active, slice(None))
+        assert (taken[best] > 0).mean() > 0.99  # equals are told apart by rounding
+        assert (other[best] > 0).mean() < 0.99
+
+
 def test_refusals():
     model, feeds, *_ = planted()
     with pytest.raises(EditRefused, match="do not divide by 5"):

@@ -96,9 +96,9 @@ def _trained(evidence: Evidence, partition: Partition, active: int, width: int) 
 
 
 def oracle(evidence: Evidence, partition: Partition, active: int) -> Router:
-    """Compute all experts and take those that add most along the output: a bound, no router to run."""
+    """Compute all experts and take the best for the layer's output, as `choices` does: a bound, no router to run."""
     owners = partition.owners(evidence.layer.size)
-    return Oracle(evidence.down, (owners[:, None] == np.arange(len(partition.routed))).astype(np.float64))
+    return Oracle(evidence.down, (owners == np.arange(len(partition.routed))[:, None]).astype(np.float64))
 
 
 def _examples(evidence: Evidence, partition: Partition, active: int) -> tuple[Array, Array]:

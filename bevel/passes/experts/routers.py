@@ -89,9 +89,11 @@ class Neurons:
 
 @dataclass(frozen=True, eq=False)
 class Oracle:
-    """What each expert adds along the whole output: it computes all of them, and says how well a router could choose.
+    """How late each expert is left out, each time the one whose absence costs least beside those absent already.
 
-    `down` `[entries, channels]` and `belongs` `[entries, experts]`, zeros and ones.
+    It computes all experts, and so says how well a router could choose for this layer on what it really reads: the
+    choice of `bevel.passes.experts.fits.choices`, made at run time. `down` are the last product's weights
+    `[entries, channels]`, `belongs` `[experts, entries]` is one for the entries of an expert.
     """
 
     down: Array
@@ -103,13 +105,37 @@ class Oracle:
         return 0
 
     def scores(self, write: Writer, rows: ir.Value, parts: Parts) -> ir.Value:
-        """Write `(h * (h D D^T)) S`: the product of each expert's output with the sum of all."""
+        """Write the inner products of what experts give, and one step for each expert that is left out."""
+        outputs = self._outputs(write, rows, parts)
+        gram = write("MatMul", outputs, write("Transpose", outputs, perm=[0, 2, 1]))
+        last = write.integers("oracle.last", -1)
+        alone = write("ReduceSum", write("Mul", outputs, outputs), last, keepdims=0)
+        twice = write("Mul", gram, write.floats("oracle.two", np.array(2)))
+        left, score = (write("Sub", alone, alone) for _ in range(2))  # zeros of the shape `[rows, experts]`
+        for _ in range(len(self.belongs) - 1):
+            absent = write("Unsqueeze", left, last)
+            beside = write("Squeeze", write("MatMul", twice, absent), last)
+            left = write("Add", left, self._worst(write, write("Add", alone, beside), left))
+            score = write("Sub", score, left)
+        return score
+
+    def _outputs(self, write: Writer, rows: ir.Value, parts: Parts) -> ir.Value:
+        """Write what each expert gives, `[rows, experts, channels]`."""
         layer = parts.layer
         model = loosen(parts.neurons(np.arange(layer.size)), layer)
         given = write.shaped(rows, layer, layer.channels[0])
         hidden = write.flattened(write.graft(model, given, "oracle"), layer, layer.size)
-        along = write("MatMul", hidden, write.floats("oracle.gram", self.down @ self.down.T))
-        return write("MatMul", write("Mul", hidden, along), write.floats("oracle.belongs", self.belongs))
+        apart = write("Unsqueeze", hidden, write.integers("oracle.middle", 1))
+        own = write("Mul", apart, write.floats("oracle.belongs", self.belongs))
+        return write("MatMul", own, write.floats("oracle.down", self.down))
+
+    def _worst(self, write: Writer, cost: ir.Value, left: ir.Value) -> ir.Value:
+        """Write a one for the expert that costs least of those not left out yet."""
+        gone = write("Cast", left, dtype=ir.DataType.BOOL, to=ir.DataType.BOOL.value)
+        open_cost = write("Where", gone, write.floats("oracle.never", np.array(np.inf)), cost)
+        worst = write("ArgMin", open_cost, dtype=ir.DataType.INT64, axis=1, keepdims=0)
+        values = write.floats("oracle.values", np.array([0, 1]))
+        return write("OneHot", worst, write.integers("oracle.experts", len(self.belongs)), values, axis=-1)
 
 
 def normalized(parts: Parts, entries: Array, like: Array) -> ir.Model:
