@@ -19,6 +19,14 @@ def temporary(path: Path) -> Iterator[Path]:
         new.unlink(missing_ok=True)
 
 
+def module_files(path: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """Return where a module's source and its weights go; `UsageError` unless that is a .py file in a folder."""
+    source = Path(path)
+    if source.suffix != ".py" or not source.parent.is_dir():
+        raise UsageError("is not a .py file in a folder that exists", where=str(path), remedy="name one, like model.py")
+    return source, source.with_suffix(".safetensors")
+
+
 @contextmanager
 def written(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turn what the system says against writing a file into a `UsageError` about it."""

@@ -279,3 +279,4 @@ def test_a_module_is_not_written_to_a_name_without_py(model):
     done = run("to-torch", model, "-o", "mlp.bin")
     assert done.exit_code == 2 and ".py" in done.stderr
     assert names(".") == {"mlp.onnx"}
+    assert run("to-torch", "absent.onnx", "-o", "mlp.bin").stderr == done.stderr  # said before anything is read

@@ -36,6 +36,20 @@ LEAST_ROUNDS = 3
 
 MESSAGE_LIMIT = 400
 RUNNING = r"Non-zero status code returned while running (\w+) node\. Name:'(.*?)' Status Message: "
+# What to do about its messages; without one of these, the file is at fault.
+REMEDIES = (
+    (
+        r"No Op registered for|is not a registered function/op|No opset import for domain",
+        "ONNX Runtime has no such operator in that opset: convert the model again, without it or for a newer opset, or "
+        "skip the check with --no-verify",
+    ),
+    (
+        r"Could not find an implementation for",
+        "its CPU kernels lack that version or element type of the operator: export the model with opset 7 or newer and "
+        "in float32, or skip the check with --no-verify",
+    ),
+)
+REPAIR = "the file must run in ONNX Runtime as it is: repair or export it again, or skip the check with --no-verify"
 PROVIDERS = ["CPUExecutionProvider"]
 RAW_TYPES = {
     ir.DataType.BFLOAT16,
@@ -215,10 +229,19 @@ def _translated(what: str) -> Iterator[None]:
     try:
         yield
     except _errors() as error:
+        message = one_line(str(error))
         raise UnsupportedModel(
-            f"{what} in ONNX Runtime {_library().__version__}: {one_line(str(error))}",
-            remedy="run `bevel inspect` on the input, or skip the check with --no-verify",
+            f"{what} in ONNX Runtime {_library().__version__}: {message}", remedy=remedy_for(message)
         ) from error
+
+
+def remedy_for(message: str) -> str:
+    """Return what to do about a message of ONNX Runtime's.
+
+    >>> remedy_for("No Op registered for Erfc with domain_version of 17").split(":")[0]
+    'ONNX Runtime has no such operator in that opset'
+    """
+    return next((remedy for pattern, remedy in REMEDIES if re.search(pattern, message)), REPAIR)
 
 
 def one_line(message: str) -> str:

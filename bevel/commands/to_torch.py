@@ -2,10 +2,12 @@
 
 from bevel.commands.files import read, say
 from bevel.modules import to_torch
+from bevel.writing import module_files
 
 
 def run(*, model: str, output: str, calibration: str | None, verify: bool, seed: int) -> None:
-    """Carry out the command."""
+    """Carry out the command; where the files go is checked before the model is read."""
+    module_files(output)
     module = to_torch(read(model), verify=verify, calibration=calibration, seed=seed)
     module.write(output)
     count = sum(parameter.numel() for parameter in module.parameters())

@@ -69,8 +69,10 @@ PLANS = (
     *(Plan(lambda k, n, size=size: size, batch=batch) for size in COMMON_SIZES for batch in (None, 1)),  # type: ignore[misc]
     Plan(lambda k, n: DISTINCT_SIZES[k % len(DISTINCT_SIZES)], least=1),  # some divide by their inputs
 )
-# Of all inputs of a feed together; a larger one is not tried.
+# Of all inputs of a feed together; a larger one is not tried, but for the first: it may be what the model asks for.
 MOST_ENTRIES = 2**24
+# More than this many are never made up: a gigabyte of floats.
+TOO_MANY_ENTRIES = 2**28
 
 
 def synthesize(model: ir.Model, seed: int, count: int, runs: Callable[[Feed], object]) -> Calibration:
@@ -81,9 +83,10 @@ def synthesize(model: ir.Model, seed: int, count: int, runs: Callable[[Feed], ob
     inputs = signature(model)
     if not inputs:
         return Calibration(lambda: [{}], "a model without inputs")
+    _check_possible(inputs)
     failures: list[BevelError] = []
     for plan in PLANS if _has_free_axes(inputs) else (PLANS[1], PLANS[-1]):
-        if failures and _entries(inputs, plan) > MOST_ENTRIES:
+        if _entries(inputs, plan) > (MOST_ENTRIES if failures else TOO_MANY_ENTRIES):
             continue
         feeds = _feeds(inputs, plan, seed, count)
         error = _failure(feeds, runs)
@@ -93,6 +96,17 @@ def synthesize(model: ir.Model, seed: int, count: int, runs: Callable[[Feed], ob
     raise CalibrationError(
         f"no inputs could be made up that the model runs on: {failures[0].what}",
         remedy="give it real ones: calibration=..., or --calibration inputs.npz",
+    )
+
+
+def _check_possible(inputs: Sequence[Input]) -> None:
+    """Refuse inputs that no plan makes small enough to be held."""
+    if min(_entries(inputs, plan) for plan in PLANS) <= TOO_MANY_ENTRIES:
+        return
+    largest = max(inputs, key=lambda wanted: _entries([wanted], PLANS[-1]))
+    raise CalibrationError(
+        f"input {str(largest)!r} is too large to be made up",
+        remedy="give the sizes that vary, a batch say, a name instead of a number in the model's input",
     )
 
 

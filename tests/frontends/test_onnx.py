@@ -94,6 +94,25 @@ def test_functions_are_inlined_or_kept():
     assert nodes(load(parsed(text), functions="keep")) == ["twice", "twice"]
 
 
+@pytest.mark.parametrize(("operator", "inlined"), [("Sigmoid", True), ("ReduceSum <axes = [0]>", False)])
+def test_a_function_of_an_older_opset_is_inlined_where_its_operators_are_the_same(operator, inlined):
+    text = f"""
+    <ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+    g (float[N, 4] x) => (float[N, 4] y) {{ y = local.act(x) }}
+    <domain: "local", opset_import: ["" : 11]>
+    act (v) => (w) {{ w = {operator}(v) }}
+    """
+    older = 13 if inlined else 11  # Sigmoid is from opset 13, sums took their axes as an operand from there on
+    assert (nodes(load(parsed(text.replace('"" : 11', f'"" : {older}')))) == ["act"]) is not inlined
+
+
+def test_nodes_of_one_name_are_told_apart():
+    proto = parsed()
+    for node in proto.graph.node:
+        node.name = "same"
+    assert len({node.name for node in load(proto).graph}) == len(proto.graph.node)
+
+
 def test_a_function_that_gives_back_its_input_keeps_the_callers_names():
     text = """
     <ir_version: 8, opset_import: ["" : 17, "local" : 1]>
@@ -292,6 +311,17 @@ def no_opset(proto):
     del proto.opset_import[:]
 
 
+def no_outputs(proto):
+    del proto.graph.output[:]
+
+
+def function_that_calls_itself(proto):
+    call = onnx.helper.make_node("again", ["v"], ["w"], domain="local")
+    opsets = [onnx.helper.make_opsetid("local", 1)]
+    proto.functions.append(onnx.helper.make_function("local", "again", ["v"], ["w"], [call], opsets))
+    proto.opset_import.extend(opsets)
+
+
 def nested_too_deep(proto):
     graph = onnx.parser.parse_graph("g (float[1] a) => (float[1] b) { b = Relu(a) }")
     for _ in range(24):
@@ -321,6 +351,8 @@ BROKEN = [
     (strings_into_relu, r"is a tensor\(string\)", "the operator takes"),
     (two_opsets, "imports version 13", "one positive version"),
     (no_opset, "imports no operator set", ""),
+    (no_outputs, "has no outputs", "gives out"),
+    (function_that_calls_itself, "again -> local::again", "Loop"),
     (nested_too_deep, "nested more than", ""),
 ]
 

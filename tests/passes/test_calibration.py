@@ -193,6 +193,13 @@ def test_no_feed_is_as_large_as_all_sizes_at_their_largest():
     assert max(tried) <= 2**24 < 512 * 3 * 512 * 160
 
 
+def test_inputs_that_cannot_be_small_are_refused_before_anything_is_made():
+    model = graph("m (float[n] a, float[2147483648, 3] x) => (float[n] y) { y = Foo (a, x) }")
+    with pytest.raises(CalibrationError, match=r"'x: .*2147483648, 3.*too large") as caught:
+        synthesize(model, 0, 1, lambda feed: None)
+    assert "a name instead of a number" in caught.value.remedy
+
+
 def test_strings_bools_and_scalars_are_made_up():
     text = "m (string[n] s, bool[n] b, float f) => (string[n] t, bool[n] c, float g) "
     model = graph(text + "{ t = Identity (s)  c = Not (b)  g = Relu (f) }")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from torch import Tensor, nn
@@ -12,8 +11,7 @@ from torch import Tensor, nn
 from bevel.backends.torch.bundle import bundle
 from bevel.backends.torch.lines import INDENT
 from bevel.backends.torch.parameters import Parameters, hold
-from bevel.errors import UsageError
-from bevel.writing import temporary, written
+from bevel.writing import module_files, temporary, written
 
 if TYPE_CHECKING:
     from bevel.backends.torch.module import GraphModule
@@ -79,10 +77,7 @@ def write_module(module: GraphModule, path: str | os.PathLike[str]) -> None:
     """
     from safetensors.torch import save_file
 
-    target = Path(path)
-    if target.suffix != ".py" or not target.parent.is_dir():
-        raise UsageError("is not a .py file in a folder that exists", where=str(path), remedy="name one, like model.py")
-    weights = target.with_suffix(".safetensors")
+    target, weights = module_files(path)
     tensors, tied = _tensors(module)
     with written(target), temporary(target) as new, temporary(weights) as new_weights:
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, new_weights)

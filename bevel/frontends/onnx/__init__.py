@@ -2,6 +2,7 @@
 
 import onnx_ir as ir
 
+from bevel.errors import InvalidModel
 from bevel.frontends.onnx.reading import Source, read
 from bevel.frontends.onnx.schemas import check_operators, check_types
 from bevel.ir.canonical import Functions, canonicalize
@@ -20,6 +21,9 @@ def load(source: Source, *, functions: Functions = "inline") -> ir.Model:
     """
     model, where = read(source)
     check_operators(model, where)
-    canonicalize(model, functions=functions)
+    try:
+        canonicalize(model, functions=functions)
+    except InvalidModel as error:
+        raise InvalidModel(error.what, where=where, remedy=error.remedy) from error
     check_types(model, where)
     return model

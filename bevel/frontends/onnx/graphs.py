@@ -65,6 +65,8 @@ class Scope:
 
 def check_graphs(proto: onnx.ModelProto, where: str) -> bool:
     """Check the main graph, all graphs inside it, and the functions; tell whether nodes come in computable order."""
+    if not proto.graph.output:
+        raise InvalidModel("has no outputs, so it computes nothing", where=where, remedy="declare what it gives out")
     in_order = check_graph(proto.graph, Scope(where, 0))
     known = set()
     for function in proto.functions:

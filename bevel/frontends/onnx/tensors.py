@@ -14,6 +14,10 @@ LARGEST: Final = 2**42
 
 AGAIN: Final = "the file is damaged; download or export the model again"
 
+NO_MAPS: Final = (
+    "export tensors, not maps: a classifier with options={'zipmap': False} in skl2onnx, zipmap=False in onnxmltools"
+)
+
 COMPLEX: Final = (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
 FLOAT_DATA: Final = (onnx.TensorProto.FLOAT, onnx.TensorProto.COMPLEX64)
 DOUBLE_DATA: Final = (onnx.TensorProto.DOUBLE, onnx.TensorProto.COMPLEX128)
@@ -117,7 +121,7 @@ def check_type_proto(proto: onnx.TypeProto, where: str) -> None:
         case "optional_type":
             check_type_proto(proto.optional_type.elem_type, where)
         case "map_type" | "opaque_type":
-            raise UnsupportedModel("is a map or of an opaque type", where=where, remedy="export tensors, not maps")
+            raise UnsupportedModel("is a map or of an opaque type", where=where, remedy=NO_MAPS)
 
 
 def check_shape(shape: onnx.TensorShapeProto, where: str) -> None:

@@ -9,7 +9,8 @@ After `canonicalize`:
 * shapes are as far inferred as possible, symbolically, and shape arithmetic that is constant is folded;
 * what a Range is given is a scalar;
 * no dead node is left of what was folded;
-* names, doc strings, metadata, opset imports, graph inputs and outputs are what they were.
+* no two nodes of a graph have one name;
+* other names, doc strings, metadata, opset imports, graph inputs and outputs are what they were.
 
 What the model computes is unchanged, bit for bit.
 """
@@ -23,6 +24,7 @@ from bevel.ir.canonical.arithmetic import separate_arithmetic
 from bevel.ir.canonical.constants import drop_listed_initializers, lift_constants
 from bevel.ir.canonical.dead import remove_dead
 from bevel.ir.canonical.functions import inline_functions
+from bevel.ir.canonical.naming import name_nodes_apart
 from bevel.ir.canonical.scalars import settle_scalars
 from bevel.ir.canonical.shapes import resolve_shapes
 from bevel.ir.canonical.sharing import lift_identities, separate_shared
@@ -32,6 +34,7 @@ __all__ = ["Functions", "canonicalize"]
 Functions = Literal["inline", "keep"]
 
 STEPS: Final[tuple[Callable[[ir.Model], None], ...]] = (
+    name_nodes_apart,
     drop_listed_initializers,
     lift_constants,
     lift_identities,
