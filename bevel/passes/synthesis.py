@@ -8,7 +8,7 @@ the model runs on is taken.
 
 import ast
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -69,6 +69,9 @@ PLANS = (
     *(Plan(lambda k, n, size=size: size, batch=batch) for size in COMMON_SIZES for batch in (None, 1)),  # type: ignore[misc]
     Plan(lambda k, n: DISTINCT_SIZES[k % len(DISTINCT_SIZES)], least=1),  # some divide by their inputs
 )
+# Sizes that a model's own shapes name are tried last: an exporter may call an axis free, and fix it inside.
+MOST_NAMED = 16
+SHAPE_ENTRIES = 8
 # Of all inputs of a feed together; a larger one is not tried, but for the first: it may be what the model asks for.
 MOST_ENTRIES = 2**24
 # More than this many are never made up: a gigabyte of floats.
@@ -83,9 +86,10 @@ def synthesize(model: ir.Model, seed: int, count: int, runs: Callable[[Feed], ob
     inputs = signature(model)
     if not inputs:
         return Calibration(lambda: [{}], "a model without inputs")
+    plans = (*PLANS, *_named_plans(model)) if _has_free_axes(inputs) else (PLANS[1], PLANS[-1])
     _check_possible(inputs)
     failures: list[BevelError] = []
-    for plan in PLANS if _has_free_axes(inputs) else (PLANS[1], PLANS[-1]):
+    for plan in plans:
         if _entries(inputs, plan) > (MOST_ENTRIES if failures else TOO_MANY_ENTRIES):
             continue
         feeds = _feeds(inputs, plan, seed, count)
@@ -97,6 +101,15 @@ def synthesize(model: ir.Model, seed: int, count: int, runs: Callable[[Feed], ob
         f"no inputs could be made up that the model runs on: {failures[0].what}",
         remedy="give it real ones: calibration=..., or --calibration inputs.npz",
     )
+
+
+def _named_plans(model: ir.Model) -> Iterator[Plan]:
+    """Yield plans with the sizes that are written into short lists of integers, as shapes are."""
+    tensors = (value.const_value for value in model.graph.initializers.values() if value.dtype == ir.DataType.INT64)
+    shapes = [tensor.numpy() for tensor in tensors if tensor is not None and tensor.size <= SHAPE_ENTRIES]
+    for size in sorted({int(entry) for shape in shapes for entry in shape.flat if entry > 1})[:MOST_NAMED]:
+        for batch in (1, None):
+            yield Plan(lambda k, n, size=size: size, batch=batch)  # type: ignore[misc]
 
 
 def _check_possible(inputs: Sequence[Input]) -> None:

@@ -209,6 +209,16 @@ def test_strings_bools_and_scalars_are_made_up():
     assert feed["f"].shape == ()
 
 
+def test_a_size_that_is_fixed_inside_is_found_there():
+    model = graph("m (float[batch, length] x) => (float[o, p] y) <int64[3] s = {1, 7, -1}> { y = Reshape (x, s) }")
+
+    def runs(feed):
+        if feed["x"].shape != (1, 7):
+            raise UsageError("traced with one sentence of seven words")
+
+    assert next(iter(synthesize(model, 0, 1, runs)))["x"].shape == (1, 7)
+
+
 def test_a_model_that_nothing_satisfies_is_an_error_with_the_remedy():
     model = graph("m (float[2, 3] x) => (float[2, 3] y) { y = com.nobody.Foo (x) }")
 
