@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from bevel.errors import UsageError, nearest
 from bevel.passes.base import Pass
 from bevel.passes.formats import Format, Scheme, any_format
-from bevel.passes.importance import Importance, Scores
+from bevel.passes.importance import Importance, Scores, declared
 from bevel.passes.options import schema
 from bevel.registry import OWN_DISTRIBUTION, Registry
 
@@ -34,8 +34,8 @@ def explained(cls: type[Pass]) -> str:
 
 def explained_importance(name: str, found: Scores) -> str:
     """Return an importance's documentation: its docstring, and how it makes one score for each entry."""
-    chosen = found if isinstance(found, Importance) else Importance(found)
-    ways = (f"aggregate: {chosen.aggregate}", f"normalize: {chosen.normalize}")
+    chosen = declared(found)
+    ways = (f"{way}: {getattr(chosen, way)}" for way in ("aggregate", "normalize", "allocation"))
     return "\n".join((name, "", _documentation(chosen), "", *ways))
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from bevel import registry
 from bevel.errors import UsageError
 from bevel.ir.edit import FREE_TO_DROP, mask, select
 from bevel.ir.groups import Analysis, Group, analyse
@@ -19,7 +20,7 @@ from bevel.passes.allocation.schedule import Cut, Schedule, stages
 from bevel.passes.base import SAMPLES, Context, Doc, Masked, Outcome, Pass, Promise, Range
 from bevel.passes.choice import choose, left_out, outermost, without
 from bevel.passes.fitting.refit import Refit, refit, scatter
-from bevel.passes.importance import Aggregate, Normalize, lift
+from bevel.passes.importance import Aggregate, Normalize, declared, lift
 
 DEFAULT_RATIO = 0.5
 
@@ -59,8 +60,11 @@ class PruneChannels(Pass):
     aggregate: Annotated[Aggregate | None, Doc("how coupled tensors add up; the importance's own way if none")] = None
     normalize: Annotated[Normalize | None, Doc("how groups are compared; the importance's own way if none")] = None
     allocation: Annotated[
-        Named, Doc("how many each group loses: the same share, by scores, by angles, or by damage per cost")
-    ] = "uniform"
+        Named | None,
+        Doc(
+            "how many each group loses: the same share, by scores, by angles, by damage per cost; the importance's way"
+        ),
+    ] = None
     round_to: Annotated[
         int | None, Range(1), Doc("keep a multiple of so many channels; none: what kernels like, for a latency, else 1")
     ] = None
@@ -103,9 +107,13 @@ class PruneChannels(Pass):
         notes: tuple[str, ...] = ()
         for share in stages(aim.share, self.steps, self.schedule):
             problem, said = self._problem(cut, aim, aim.done(done), context)
-            widths, reached = aim.widths(problem, ALLOCATIONS[self.allocation](problem), share)
+            widths, reached = aim.widths(problem, ALLOCATIONS[self._allocation](problem), share)
             cut, done, notes = cut.after(best(problem.scores, widths)), share, (*said, *reached)
         return cut.keeps, (f"{len(cut.keeps)} of {len(analysis.groups)} groups pruned", *notes, *spared)
+
+    @property
+    def _allocation(self) -> Named:
+        return self.allocation or declared(registry.importances()[self.importance]).allocation
 
     def _aim(self, model: ir.Model, context: Context) -> Aim:
         if self.target is None:

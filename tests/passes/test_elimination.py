@@ -5,6 +5,7 @@ from bevel.passes.fitting import elimination
 from bevel.passes.fitting.elimination import Reader, eliminate
 from bevel.passes.fitting.second_order import SecondOrder
 from bevel.passes.importance import importance, obs
+from bevel.passes.prune_channels import PruneChannels
 from tests.passes.nets import Net
 
 SINGLES = np.arange(12)[:, None]
@@ -92,3 +93,16 @@ def test_what_another_importance_scores_is_of_the_same_level():
     assert first.mean() == pytest.approx(1e-6)
     assert [other.mean() for other in others] == [pytest.approx(1e-6)] * len(others)
     assert others
+
+
+def widths(**options):
+    """What obs leaves of two layers, of which the first one's output hardly varies but in two of eight channels."""
+    net = Net("depthwise")
+    net.put("w1", net["w1"] * np.where(np.arange(8) < 2, 1.0, 1e-3)[:, None, None, None])
+    PruneChannels(importance="obs", ratio=0.5, **options).run(net.model, net.context)
+    return [len(net[name]) for name in ("w1", "w3")]
+
+
+def test_groups_lose_by_their_scores_unless_something_else_is_asked_for():
+    assert widths() == widths(allocation="global") == [3, 8]
+    assert widths(allocation="uniform") == [4, 5]

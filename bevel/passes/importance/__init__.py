@@ -16,9 +16,10 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 
 from bevel.ir.groups import Analysis, Group
+from bevel.passes.allocation import Named
 from bevel.passes.base import Context
 
-__all__ = ["Aggregate", "Importance", "Normalize", "Scores", "importance"]
+__all__ = ["Aggregate", "Importance", "Normalize", "Scores", "declared", "importance"]
 
 Aggregate: TypeAlias = Literal["sum", "mean", "max", "prod", "norm"]
 Normalize: TypeAlias = Literal["mean", "sum", "max", "std", "none"]
@@ -33,20 +34,29 @@ class Scores(Protocol):
 
 @dataclass(frozen=True)
 class Importance:
-    """A function that scores, and how its parts become one score unless the user says otherwise.
+    """A function that scores, how its parts become one score, and what groups lose, unless the user says otherwise.
 
-    A plain function counts as one whose parts are added, and whose scores are divided by the mean of their group.
+    A plain function counts as one whose parts are added, and whose scores are divided by the mean of their group;
+    `allocation` is what `prune-channels` does with the scores.
     """
 
     scores: Scores
     aggregate: Aggregate = "sum"
     normalize: Normalize = "mean"
+    allocation: Named = "uniform"
 
     def __call__(self, analysis: Analysis, groups: Sequence[Group], context: Context) -> Mapping[str, np.ndarray]:
         """Return an array [size] or [parts, size] for each group, by the group's name."""
         return self.scores(analysis, groups, context)
 
 
-def importance(aggregate: Aggregate = "sum", normalize: Normalize = "mean") -> Callable[[Scores], Importance]:
+def importance(
+    aggregate: Aggregate = "sum", normalize: Normalize = "mean", allocation: Named = "uniform"
+) -> Callable[[Scores], Importance]:
     """Declare a function to be an importance, with its natural way to join parts and to compare groups."""
-    return lambda scores: Importance(scores, aggregate, normalize)
+    return lambda scores: Importance(scores, aggregate, normalize, allocation)
+
+
+def declared(found: Scores) -> Importance:
+    """Return an importance as it was declared, or a plain function as one."""
+    return found if isinstance(found, Importance) else Importance(found)

@@ -15,7 +15,7 @@ from bevel import registry
 from bevel.errors import UsageError
 from bevel.ir.groups import Analysis, Group
 from bevel.passes.base import Context
-from bevel.passes.importance import Aggregate, Importance, Normalize, Scores
+from bevel.passes.importance import Aggregate, Normalize, Scores, declared
 from bevel.passes.importance.magnitude import magnitude
 
 SMALLEST = 1e-30  # a group whose scores are all zero is divided by this
@@ -57,7 +57,7 @@ def score(
     no finite numbers of the right shape.
     """
     found = registry.importances()[name] if isinstance(name, str) else name
-    chosen = found if isinstance(found, Importance) else Importance(found)
+    chosen = declared(found)
     label = name if isinstance(name, str) else getattr(name, "__name__", type(name).__name__)
     parts = chosen(analysis, groups, context)
     left = [group for group in groups if group.name not in parts]
