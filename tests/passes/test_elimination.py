@@ -105,4 +105,4 @@ def widths(**options):
 
 def test_groups_lose_by_their_scores_unless_something_else_is_asked_for():
     assert widths() == widths(allocation="global") == [3, 8]
-    assert widths(allocation="uniform") == [4, 5]
+    assert widths(allocation="uniform") == [4, 6]
