@@ -1,7 +1,7 @@
 """Dense feed-forward layers to experts without training: quality by splitter and router, plain pruning beside them.
 
-    python -m benchmarks.experts [--model gpt|vit|minilm] [--sparsity 25 50 75] [--windows 32] [--only PATTERN ...]
-                                 [--minutes 11] [--write docs/experts.md | --latency]
+    python -m benchmarks.experts [--model gpt|vit|minilm] [--sparsity 25 50 75] [--windows 32] [--test 64]
+                                 [--only PATTERN ...] [--minutes 11] [--write docs/experts.md | --latency]
 
 The model's feed-forward layers become 8 experts (equal parts of the hidden entries) of which 6, 4 or 2 run for each
 token, half of these always. CMoE's recipe is rates and analytic, ExpertWeaver's profiles and mean-gate, both without a
@@ -15,7 +15,8 @@ small network beside it, both trained for some seconds on the calibration data; 
 output on tokens held back, averaged over the layers; the quality that of the model: the perplexity of the next
 character in files no training saw (gpt, lower is better), the accuracy in percent on 500 held-out images (vit, of
 digits), the recall of a function by its docstring (minilm, higher is better). Calibration: 32 windows of training text
-(gpt, or so many `--windows`), 512 images (vit), 128 functions (minilm).
+(gpt, or so many `--windows`; so many of held-out text as `--test` says judge it), 512 images (vit), 128 functions
+(minilm).
 
 What was measured is kept in FOLDER, and printed again; delete a file to measure anew. With `--minutes` a run stops
 after so long, and another goes on. `--write` puts what is kept of all models into a page.
@@ -146,18 +147,18 @@ class Bench:
         return Result(sparsity, name, share, float(np.mean(errors)), self.task.quality(model))
 
 
-def lines(model: str, options: argparse.Namespace) -> Iterator[Result | str]:
+def lines(options: argparse.Namespace) -> Iterator[Result | str]:
     """Yield results, those kept first measured where they are not there yet, and headings."""
-    kept, bench = Kept(path(model, options.windows)), None
+    kept, bench = Kept(path(options)), None
     until = time.monotonic() + 60 * options.minutes
-    yield f"{model}{'':38} active     error   quality"
+    yield f"{options.model:42}active     error   quality"
     for sparsity in (0, *options.sparsity):
         for what in wanted(sparsity, options.only):
             if (sparsity, str(what)) not in kept.results:
                 if time.monotonic() > until:
                     yield "stopped: the time is over; what was measured is kept"
                     return
-                bench = bench or Bench(task(model, options.windows))
+                bench = bench or Bench(task(options.model, options.windows, options.test))
                 kept.add(measured(bench, sparsity, what))
             yield kept.results[sparsity, str(what)]
         yield f"{sparsity}% of the hidden entries rest above" if sparsity else ""
@@ -174,22 +175,32 @@ def measured(bench: Bench, sparsity: int, what: Pair | str) -> Result:
     return bench.pruned(sparsity) if sparsity else bench.dense()
 
 
-def path(model: str, windows: int) -> Path:
-    return FOLDER / (f"{model}-{windows}.jsonl" if model == "gpt" else f"{model}.jsonl")
+def path(options: argparse.Namespace) -> Path:
+    """Return where results are kept: of the gpt apart for each number of windows."""
+    of_text = f"-{options.windows}-{options.test}" if options.model == "gpt" else ""
+    return FOLDER / f"{options.model}{of_text}.jsonl"
 
 
-def page(windows: int) -> str:
+def page() -> str:
     """Return what is kept of all models as a page."""
     about = __doc__.split("\n\n")
     parts = ["# Dense layers to experts, without training", *about[2:4]]
     parts.append("Made by `python -m benchmarks.experts --write docs/experts.md`, of what runs of each `--model` kept.")
-    for model in MODELS:
-        kept = Kept(path(model, windows))
-        dense = kept.results.get((0, DENSE))
-        if dense:
-            parts += [f"## {model}", f"Dense: {dense.quality:.2f}."]
-            parts.append("\n".join(table(kept, map(str, [PRUNED, *PAIRS]), list(ACTIVE))))
+    for each in sorted(FOLDER.glob("*.jsonl")):
+        kept = Kept(each)
+        parts += [f"## {heading(each.stem)}", f"Dense: {kept.results[0, DENSE].quality:.2f}."]
+        parts.append("\n".join(table(kept, map(str, [PRUNED, *PAIRS]), list(ACTIVE))))
     return "\n\n".join(parts) + "\n"
+
+
+def heading(stem: str) -> str:
+    """Say what a file of results is of.
+
+    >>> heading("gpt-32-64"), heading("vit")
+    ('gpt: 32 windows to calibrate on, 64 to judge by', 'vit')
+    """
+    model, *windows = stem.split("-")
+    return f"{model}: {windows[0]} windows to calibrate on, {windows[1]} to judge by" if windows else model
 
 
 def speeds(found: Evidence, sparsity: int) -> Iterator[tuple[str, list[float], float]]:
@@ -213,8 +224,8 @@ def speeds(found: Evidence, sparsity: int) -> Iterator[tuple[str, list[float], f
         yield name, list(times[:, 0] / each), errors.get(name, 0.0)
 
 
-def latencies(model: str, options: argparse.Namespace) -> None:
-    first = next(gathered(task(model, options.windows)))
+def latencies(options: argparse.Namespace) -> None:
+    first = next(gathered(task(options.model, options.windows, options.test)))
     for sparsity in options.sparsity:
         print(f"\n{sparsity}% rest{'':15}" + "".join(f"{f'M={count}':>8}" for count in ROWS) + "    error", flush=True)
         for name, ratios, error in speeds(first, sparsity):
@@ -226,17 +237,18 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, default="gpt")
     parser.add_argument("--sparsity", type=int, nargs="*", choices=ACTIVE, default=list(ACTIVE))
     parser.add_argument("--windows", type=int, default=WINDOWS["calibration"], help="of text to calibrate the gpt on")
+    parser.add_argument("--test", type=int, default=WINDOWS["test"], help="windows of text to judge the gpt by")
     parser.add_argument("--only", nargs="*", default=["*"], help="patterns of lines, such as 'coactivation, *'")
     parser.add_argument("--minutes", type=float, default=np.inf, help="after which no line is begun")
     parser.add_argument("--write", type=Path, help="a file to write the tables of all models to, of what is kept")
     parser.add_argument("--latency", action="store_true", help="how fast each emission is, instead of the quality")
     options = parser.parse_args()
     if options.write:
-        options.write.write_text(page(options.windows), "utf-8")
+        options.write.write_text(page(), "utf-8")
     elif options.latency:
-        latencies(options.model, options)
+        latencies(options)
     else:
-        for line in lines(options.model, options):
+        for line in lines(options):
             print(line, flush=True)
 
 

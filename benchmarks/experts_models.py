@@ -30,14 +30,14 @@ class Task:
     unit: str
 
 
-def gpt(windows: int) -> Task:
+def gpt(windows: int, test: int) -> Task:
     from benchmarks import character_gpt
 
     feeds = character_gpt.calibration(windows)
     return Task(
         character_gpt.model(),
         feeds,
-        lambda model: character_gpt.perplexity(model, windows=WINDOWS["test"]),
+        lambda model: character_gpt.perplexity(model, windows=test),
         "perplexity, lower is better",
     )
 
@@ -62,8 +62,8 @@ def minilm() -> Task:
     return Task(model, feeds, lambda model: 100 * functions.recall(answers, parts["test"], model), "recall in percent")
 
 
-def task(name: str, windows: int) -> Task:
-    return gpt(windows) if name == "gpt" else {"vit": vit, "minilm": minilm}[name]()
+def task(name: str, windows: int, test: int) -> Task:
+    return gpt(windows, test) if name == "gpt" else {"vit": vit, "minilm": minilm}[name]()
 
 
 def gathered(task: Task, model: ir.Model | None = None, feeds: int | None = None) -> Iterator[Evidence]:
