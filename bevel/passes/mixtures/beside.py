@@ -17,14 +17,15 @@ import onnx_ir as ir
 
 from bevel.errors import EditRefused
 from bevel.passes.base import Context, Runtime
+from bevel.passes.mixtures.branches import inline_branches
 from bevel.passes.mixtures.chains import Chain, Chains, Unlike, is_float
 from bevel.passes.mixtures.description import Activation, Expert, Mixture
 from bevel.passes.mixtures.gates import gating_of
 from bevel.passes.mixtures.integers import in_floats
+from bevel.passes.mixtures.look import Look, ancestors
 from bevel.passes.mixtures.probing import Ends, limit_of, probed, sizes_of
 from bevel.passes.mixtures.reading import experts, form, layout_of
 from bevel.passes.mixtures.recognition import mixtures
-from bevel.passes.mixtures.region import Look, ancestors, inline_branches
 from bevel.passes.mixtures.rows import LAST, leading, rows_of
 
 Array = np.ndarray[Any, Any]

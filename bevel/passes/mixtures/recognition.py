@@ -15,15 +15,17 @@ import onnx_ir as ir
 
 from bevel.errors import EditRefused, UnsupportedModel
 from bevel.passes.base import Context
+from bevel.passes.mixtures.branches import inline_branches
 from bevel.passes.mixtures.chains import Unlike
 from bevel.passes.mixtures.description import Gating, Mixture, Refused, taken
 from bevel.passes.mixtures.fused import fused
 from bevel.passes.mixtures.gates import gating_of
 from bevel.passes.mixtures.integers import in_floats
+from bevel.passes.mixtures.look import ancestors, regions, unknown
 from bevel.passes.mixtures.members import members
 from bevel.passes.mixtures.probing import Ends, Probe, limit_of, probed, sizes_of
 from bevel.passes.mixtures.reading import opened
-from bevel.passes.mixtures.region import Region, ancestors, inline_branches, may_choose, regions, unknown
+from bevel.passes.mixtures.region import Region, may_choose
 from bevel.passes.mixtures.router import router_of, weighing
 from bevel.passes.mixtures.rows import leading
 
