@@ -13,8 +13,8 @@ from bevel.passes.execution import Execution
 from bevel.passes.mixtures import reading
 from bevel.passes.mixtures.alignment import clusters, likeness, order
 from bevel.passes.mixtures.choosing import Routing
-from bevel.passes.mixtures.description import KINDS, Gating
 from bevel.passes.mixtures.fused import dequantized
+from bevel.passes.mixtures.gating import KINDS, Gating
 from bevel.passes.mixtures.recognition import mixtures
 from bevel.passes.mixtures.writing import finish, mixed
 from bevel.passes.verify import verify

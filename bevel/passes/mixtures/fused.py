@@ -12,7 +12,8 @@ from bevel.ir.names import Names
 from bevel.passes.experts.writing import Writer
 from bevel.passes.formats.packing import unpack
 from bevel.passes.mixtures.chains import Unlike
-from bevel.passes.mixtures.description import Activation, Expert, Gating, Mixture
+from bevel.passes.mixtures.description import Activation, Expert, Mixture
+from bevel.passes.mixtures.gating import Gating
 
 Array = np.ndarray[Any, Any]
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from bevel.passes.base import Runtime
 from bevel.passes.mixtures.chains import Unlike
-from bevel.passes.mixtures.description import COUNTED_KINDS, KINDS, Gating, Kind, Mixture
+from bevel.passes.mixtures.description import Mixture
+from bevel.passes.mixtures.gating import COUNTED_KINDS, KINDS, Gating, Kind
 from bevel.passes.mixtures.probing import Probe
 
 Array = np.ndarray[Any, Any]

@@ -17,9 +17,10 @@ from bevel.errors import EditRefused, UnsupportedModel
 from bevel.passes.base import Context
 from bevel.passes.mixtures.branches import inline_branches
 from bevel.passes.mixtures.chains import Unlike
-from bevel.passes.mixtures.description import Gating, Mixture, Refused, taken
+from bevel.passes.mixtures.description import Mixture, Refused
 from bevel.passes.mixtures.fused import fused
 from bevel.passes.mixtures.gates import gating_of
+from bevel.passes.mixtures.gating import Gating, taken
 from bevel.passes.mixtures.integers import in_floats
 from bevel.passes.mixtures.look import ancestors, regions, unknown
 from bevel.passes.mixtures.members import members

@@ -15,8 +15,9 @@ import onnx_ir as ir
 from bevel.passes.base import Runtime
 from bevel.passes.experts.writing import Writer
 from bevel.passes.mixtures.chains import Unlike, is_float
-from bevel.passes.mixtures.description import Gating, Mixture
+from bevel.passes.mixtures.description import Mixture
 from bevel.passes.mixtures.gates import fitted
+from bevel.passes.mixtures.gating import Gating
 from bevel.passes.mixtures.probing import Probe, limit_of
 from bevel.passes.mixtures.reading import opened
 from bevel.passes.mixtures.region import Region
