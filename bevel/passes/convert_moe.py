@@ -34,9 +34,9 @@ class ConvertMoe(Pass):
     hidden entries among equal experts. Some are shared: they run for every token. Of the others a router takes the same
     number for each token. `splitter` says how entries are divided, `router` how experts are scored: from the weights
     alone, fitted to which experts would be best on the calibration data, or, with trained and trained-mlp, in a few
-    seconds of PyTorch to the error that its choices make. What trained-mlp wins depends on how much it sees: of what the
-    best experts would take off the error of a small GPT's layers, a third of it with 3,000 tokens to fit on, over two
-    thirds with 12,000; a linear router less than half. With `refit` the last product is fitted to what it gave
+    seconds of PyTorch to the error that its choices make. What trained-mlp wins depends on how much it sees: of what
+    the best experts would take off the error of a small GPT's layers, a third of it with 3,000 tokens to fit on, over
+    two thirds with 12,000; a linear router less than half. With `refit` the last product is fitted to what it gave
     before. Nothing else is trained. CMoE's recipe is splitter=rates router=analytic refit=false, ExpertWeaver's
     splitter=profiles router=mean-gate shared=none refit=false.
 
