@@ -302,7 +302,7 @@ def _disagreement(subject: Subject, expected: Sequence[Feed], taken: Taken) -> s
     apply(analysis, indices)
     feeds = [_each(feed, inputs, indices) for feed in subject.feeds]
     try:
-        with Session(analysis.model, level=Level.AS_WRITTEN, threads=1, consume=True) as session:
+        with Session(analysis.model, level=Level.AS_WRITTEN, threads=1, draft=True) as session:
             results = [session.run(feed) for feed in feeds]
     except UnsupportedModel as error:
         return error.what
@@ -326,7 +326,7 @@ def _masked(subject: Subject, taken: Taken) -> Sequence[Feed]:
     if not any(atom in indices for place in analysis.facts.sums for atom in atoms(place.axis)):
         return subject.results
     zero_dropped(analysis, indices)
-    with Session(analysis.model, level=Level.AS_WRITTEN, threads=1, consume=True) as session:
+    with Session(analysis.model, level=Level.AS_WRITTEN, threads=1, draft=True) as session:
         return [session.run(feed) for feed in subject.feeds]
 
 

@@ -143,7 +143,7 @@ def _problem(
             held.const_value = ir.tensor(_multiplied(held.const_value.numpy(), name, analysis, powers), name=name)
     feeds = [_moved(feed, analysis, powers) for feed in subject.feeds]
     ulps = ULPS if kind is Freedom.SCALE else MIXED_ULPS
-    for result, original in zip(_run(model, feeds, consume=True), subject.results, strict=True):
+    for result, original in zip(_run(model, feeds, draft=True), subject.results, strict=True):
         for name, value in _moved(original, analysis, powers).items():
             if problem := difference(result[name], value, ulps=ulps):
                 return f"output {name!r} {problem}"
@@ -160,8 +160,8 @@ def _with_ones(subject: Subject, gains: Sequence[ir.Value]) -> Subject:
     return replace(subject, model=model, results=tuple(_run(model, subject.feeds)))
 
 
-def _run(model: ir.Model, feeds: Sequence[Feed], *, consume: bool = False) -> list[Feed]:
-    with Session(model, level=Level.AS_WRITTEN, threads=1, consume=consume) as session:
+def _run(model: ir.Model, feeds: Sequence[Feed], *, draft: bool = False) -> list[Feed]:
+    with Session(model, level=Level.AS_WRITTEN, threads=1, draft=draft) as session:
         return [session.run(feed) for feed in feeds]
 
 

@@ -4,6 +4,7 @@ A file appears complete or not at all: it is written beside its place and then r
 time, so a model larger than memory can be saved.
 """
 
+import io
 import os
 import stat
 from contextlib import suppress
@@ -13,10 +14,10 @@ from typing import BinaryIO, Final
 import onnx
 import onnx_ir as ir
 
-from bevel.backends.wire import Plan, plan_of, write_data, write_model
+from bevel.backends.wire import Plan, plan_of, proto_of, unname, write_data, write_model
 from bevel.errors import UsageError
 from bevel.ir.canonical.arithmetic import merge_arithmetic
-from bevel.ir.canonical.shapes import forget_contents, forget_minted_names
+from bevel.ir.canonical.shapes import MINTED, forget_contents, forget_minted_names
 from bevel.ir.canonical.sharing import merge_shared
 from bevel.ir.mapped import HAD_EXTERNAL_DATA
 from bevel.writing import temporary, written
@@ -60,14 +61,44 @@ def ready_to_save(model: ir.Model) -> ir.Model:
     return copy
 
 
+def draft(model: ir.Model) -> bytes:
+    """Give a model's bytes as passes see it, for a run between two edits: nothing is undone, so nothing is copied.
+
+    Sizes that only inference has named are unknown in it: ONNX Runtime takes equal names for equal sizes. Where tensors
+    lie in files, it is the bytes that `save` writes.
+    """
+    if has_external(model):
+        stream = io.BytesIO()
+        save(model, stream, external_data=False)
+        return stream.getvalue()
+    proto = proto_of(model)
+    proto.ir_version = readable_ir_version(model)
+    unname(proto.graph, MINTED)
+    content: bytes = proto.SerializeToString()
+    return content
+
+
+def has_external(model: ir.Model) -> bool:
+    """Tell whether tensors lie in files beside the model's own."""
+    values = (value for graph in model.graphs() for value in graph.initializers.values())
+    return bool(model.graph.meta.get(HAD_EXTERNAL_DATA)) or any(
+        isinstance(value.const_value, ir.ExternalTensor) for value in values
+    )
+
+
 def undo_preparations(model: ir.Model) -> None:
     """Undo what only passes need, in place: the model is as it leaves."""
     merge_shared(model)
     merge_arithmetic(model)
     forget_contents(model)
     forget_minted_names(model)
+    model.ir_version = readable_ir_version(model)
+
+
+def readable_ir_version(model: ir.Model) -> int:
+    """Give the version of the format to write: the model's own, or the newest that ONNX Runtime reads."""
     needed = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
-    model.ir_version = min(model.ir_version, max(NEWEST_IR_VERSION, least_ir_version(needed)))
+    return min(model.ir_version, max(NEWEST_IR_VERSION, least_ir_version(needed)))
 
 
 def least_ir_version(opsets: list[onnx.OperatorSetIdProto]) -> int:

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from bevel.backends.files import save, save_to_stream, tensor_bytes, undo_preparations
+from bevel.backends import files
 from bevel.errors import BevelError, UnsupportedModel
 
 # Up to this many bytes of initializers, a model is handed over in memory (which holds it three times for a moment);
@@ -78,20 +78,21 @@ class Session:
     """A model loaded in ONNX Runtime, on the CPU.
 
     Raises `UnsupportedModel` with ONNX Runtime's message when it does not load. Close it, or use it in a `with`, to
-    give its memory back. With `consume` the model is not copied first, and must not be used afterwards.
+    give its memory back. With `draft` the model is loaded as passes see it, not as it would be saved: that takes half
+    the time, and is for what is neither verified nor measured.
     """
 
     def __init__(
-        self, model: ir.Model, *, level: Level = Level.AS_DEPLOYED, threads: int = THREADS, consume: bool = False
+        self, model: ir.Model, *, level: Level = Level.AS_DEPLOYED, threads: int = THREADS, draft: bool = False
     ) -> None:
         self.outputs = tuple(value.name or "" for value in model.graph.outputs)
         self._raw = any(value.dtype in RAW_TYPES for value in (*model.graph.inputs, *model.graph.outputs))
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        big = tensor_bytes(model) > IN_MEMORY_BYTES
+        big = files.tensor_bytes(model) > IN_MEMORY_BYTES
         options = _options(level, threads, mapped=big)
         try:
             with _translated("cannot be loaded"):
-                given = self._handed_over(model, big, consume)
+                given = self._handed_over(model, big, draft)
                 self._session: Any = _library().InferenceSession(given, options, PROVIDERS)
         except BevelError:
             self.close()
@@ -125,18 +126,16 @@ class Session:
         values = {name: _to_ortvalue(np.asarray(value)) for name, value in feed.items()}
         return [_from_ortvalue(value) for value in self._session.run_with_ort_values(list(self.outputs), values)]
 
-    def _handed_over(self, model: ir.Model, big: bool, consume: bool) -> bytes | str:
+    def _handed_over(self, model: ir.Model, big: bool, draft: bool) -> bytes | str:
+        if not big and draft:
+            return files.draft(model)
         if not big:
             stream = io.BytesIO()
-            if consume:
-                undo_preparations(model)
-                save_to_stream(model, stream, external=False)
-            else:
-                save(model, stream, external_data=False)
+            files.save(model, stream, external_data=False)
             return stream.getvalue()
         self._folder = tempfile.TemporaryDirectory(prefix="bevel-")
         path = Path(self._folder.name) / "model.onnx"
-        save(model, path, external_data=True)
+        files.save(model, path, external_data=True)
         return str(path)
 
 

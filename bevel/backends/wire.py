@@ -4,6 +4,7 @@ A protobuf message is the concatenation of its fields, in any order. So all but 
 protobuf, and those are written around it: key, length, content.
 """
 
+import re
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
@@ -53,12 +54,7 @@ def plan_of(model: ir.Model, data_name: str | None) -> Plan:
     streamed = large_initializers(model, data_name is not None)
     take_in(model, {id(tensor) for _, tensor in streamed})
     refer(streamed, data_name or "streamed")
-    try:
-        proto = ir.to_proto(model)
-    except (ir.serde.SerdeError, ValueError, TypeError) as error:
-        raise UnsupportedModel(
-            f"cannot be written: {root_cause(error)}", where="the model", remedy="repair the part of the model it names"
-        ) from error
+    proto = proto_of(model)
     inline = {} if data_name else {value.name: tensor for value, tensor in streamed if value.graph is model.graph}
     entries = tuple(entry_of(tensor, inline.get(tensor.name)) for tensor in proto.graph.initializer)
     del proto.graph.initializer[:]
@@ -66,6 +62,28 @@ def plan_of(model: ir.Model, data_name: str | None) -> Plan:
     proto.ClearField("graph")
     external = tuple(tensor for _, tensor in streamed) if data_name else ()
     return Plan(proto.SerializeToString(deterministic=True), graph, entries, external)
+
+
+def proto_of(model: ir.Model) -> onnx.ModelProto:
+    """Serialise a model; raises `UnsupportedModel` with the cause if that cannot be done."""
+    try:
+        return ir.to_proto(model)
+    except (ir.serde.SerdeError, ValueError, TypeError) as error:
+        raise UnsupportedModel(
+            f"cannot be written: {root_cause(error)}", where="the model", remedy="repair the part of the model it names"
+        ) from error
+
+
+def unname(graph: onnx.GraphProto, names: re.Pattern[str]) -> None:
+    """Make the sizes unknown that have such names, in a graph and those inside it."""
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if names.search(dim.dim_param):
+                dim.ClearField("dim_param")
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        for inner in (attribute.g, *attribute.graphs):
+            if inner.node:
+                unname(inner, names)
 
 
 def root_cause(error: BaseException) -> str:

@@ -20,8 +20,8 @@ class Execution:
         return KERNEL_BLOCK
 
     def open(self, model: ir.Model) -> Session:
-        """Load a model as it is written."""
-        return Session(model, level=Level.AS_WRITTEN)
+        """Load a model as passes see it."""
+        return Session(model, level=Level.AS_WRITTEN, draft=True)
 
     def latencies(self, models: Sequence[ir.Model], feed: Mapping[str, Any]) -> tuple[float, ...]:
         """Return the median time of a run of each model as it is deployed, in milliseconds."""

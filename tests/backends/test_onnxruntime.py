@@ -2,8 +2,11 @@ import tempfile
 
 import ml_dtypes
 import numpy as np
+import onnx
 import pytest
 
+import bevel
+from bevel.backends import files
 from bevel.backends import onnxruntime as backend
 from bevel.backends.onnxruntime import Level, Session, latencies, latency, one_line
 from bevel.errors import UnsupportedModel
@@ -52,6 +55,35 @@ def test_types_that_numpy_lacks_go_in_and_out(name, kind):
     assert answer["y"].dtype == values.dtype
     assert answer["y"].tobytes() == values.tobytes()
     assert answer["z"].tolist() == [1, -2, 0.5]
+
+
+MINTED = """
+m (float[_d0, 2] x, bool c) => (float[_d1, 2] y) <float[_d0, 2] h> {
+  h = Relu (x)
+  y = If (c) <
+    then_branch = t () => (float[_d0, 2] a) { a = Identity (h) },
+    else_branch = e () => (float[_d2, 2] b) { b = Concat <axis = 0> (h, h) }
+  >
+}
+"""
+
+
+def test_a_draft_is_run_as_it_is_and_says_no_size_that_inference_has_named():
+    model = graph(MINTED)
+    content = files.draft(model)
+    assert not any(name in content for name in (b"_d0", b"_d1", b"_d2"))
+    assert onnx.load_from_string(content).graph.node[0].op_type == "Relu"
+    with Session(model, draft=True) as session:
+        answer = session.run({"x": X[:, :2], "c": np.array(False)})["y"]
+    assert np.array_equal(answer, np.maximum(np.concatenate([X[:, :2]] * 2), 0))
+    assert model.graph.inputs[0].shape[0] == "_d0"  # the model itself is left as it is
+
+
+def test_a_draft_has_the_tensors_that_lie_in_a_file(tmp_path):
+    files.save(mlp(), tmp_path / "m.onnx", external_data=True)
+    model = bevel.load(tmp_path / "m.onnx")
+    with Session(model, draft=True) as session, Session(mlp()) as whole:
+        assert np.array_equal(session.run({"x": X})["y"], whole.run({"x": X})["y"])
 
 
 def test_sequences_are_lists():
