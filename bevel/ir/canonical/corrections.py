@@ -17,7 +17,9 @@ QGEMM_ZERO_POINT: Final = 8
 registry.collect()
 _slice = registry.get("", "Slice", FIRST_SLICE)
 _qgemm = registry.get(MICROSOFT, "QGemm", 1)
-assert _slice is not None and _qgemm is not None
+_average_pool = registry.get("", "AveragePool", 1)
+_fused_product = registry.get(MICROSOFT, "FusedMatMul", 1)
+assert _slice is not None and _qgemm is not None and _average_pool is not None and _fused_product is not None
 
 
 def infer_slice(context: ShapeInferenceContext, node: ir.Node) -> None:
@@ -48,5 +50,39 @@ def infer_qgemm(context: ShapeInferenceContext, node: ir.Node) -> None:
         node.outputs[0].type = zero_point.type
 
 
+def infer_pool(context: ShapeInferenceContext, node: ir.Node) -> None:
+    """Infer as for AveragePool; the library leaves the size as it is."""
+    if node.attributes.get_int("channels_last", 0):
+        _set(context, node, None)
+    else:
+        _average_pool(context, node)
+
+
+def infer_global_pool(context: ShapeInferenceContext, node: ir.Node) -> None:
+    """Infer a size of one along every axis but those of samples and channels; the library leaves them as they are."""
+    source = node.inputs[0]
+    shape = None if source is None or source.shape is None else list(source.shape)
+    last = bool(node.attributes.get_int("channels_last", 0))
+    channels = 1 if shape is None or not last else len(shape) - 1
+    _set(context, node, shape and [size if place in (0, channels) else 1 for place, size in enumerate(shape)])
+
+
+def infer_fused_product(context: ShapeInferenceContext, node: ir.Node) -> None:
+    """Infer as the library does, but nothing where axes of batches are moved, of which it does not know."""
+    if node.attributes.get_int("transBatchA", 0) or node.attributes.get_int("transBatchB", 0):
+        _set(context, node, None)
+    else:
+        _fused_product(context, node)
+
+
+def _set(context: ShapeInferenceContext, node: ir.Node, sizes: list[Dim] | None) -> None:
+    dtype = node.inputs[0].dtype if node.inputs[0] is not None else None
+    context.set_shape_and_dtype(node.outputs[0], None if sizes is None else ir.Shape(sizes), dtype)
+
+
 registry.register("", "Slice", since_version=FIRST_SLICE)(infer_slice)
 registry.register(MICROSOFT, "QGemm", since_version=1)(infer_qgemm)
+registry.register(MICROSOFT, "QLinearAveragePool", since_version=1)(infer_pool)
+registry.register(MICROSOFT, "QLinearGlobalAveragePool", since_version=1)(infer_global_pool)
+for product in ("FusedMatMul", "TransposeMatMul"):
+    registry.register(MICROSOFT, product, since_version=1)(infer_fused_product)
