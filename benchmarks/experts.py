@@ -55,6 +55,9 @@ MODELS = ("gpt", "vit", "minilm")
 SPLITTERS, ROUTERS = registry.splitters(), registry.routers()
 EXPERTS = 8
 ACTIVE = {25: 6, 50: 4, 75: 2}
+MADE = """Made by `python -m benchmarks.experts --write docs/experts.md` of what runs for each `--model` kept, on one
+thread of a processor that had other work to do, which changes no number here. Empty cells were not measured. The run
+with more text is of those lines that tell how much routers learn from it."""
 DENSE, PRUNED = "dense", "pruned + refit"
 FREE = ("logistic", "least-squares", "analytic", "mean-gate")
 BOUNDED = ("coactivation", "kmeans")
@@ -185,7 +188,7 @@ def page() -> str:
     """Return what is kept of all models as a page."""
     about = __doc__.split("\n\n")
     parts = ["# Dense layers to experts, without training", *about[2:4]]
-    parts.append("Made by `python -m benchmarks.experts --write docs/experts.md`, of what runs of each `--model` kept.")
+    parts.append(MADE)
     for each in sorted(FOLDER.glob("*.jsonl")):
         kept = Kept(each)
         parts += [f"## {heading(each.stem)}", f"Dense: {kept.results[0, DENSE].quality:.2f}."]
