@@ -182,30 +182,6 @@ def test_weights_are_not_folded_whatever_their_size():
     assert {"w", "b", "d"} <= set(model.graph.initializers)
 
 
-# Operators of ONNX Runtime's of which the library says that they keep their input's shape.
-OWN_SHAPES = [
-    ("QLinearAveragePool", "kernel_shape = [2, 3], strides = [2, 1]", "q, s, z, s, z"),
-    ("QLinearGlobalAveragePool", "channels_last = 0", "q, s, z, s, z"),
-    ("QLinearGlobalAveragePool", "channels_last = 1", "q, s, z, s, z"),
-    ("FusedMatMul", "transBatchA = 1, transBatchB = 1, transB = 1", "x, x"),
-]
-
-
-@pytest.mark.parametrize(("operator", "attributes", "operands"), OWN_SHAPES)
-def test_shapes_of_quantized_and_fused_operators_are_those_of_the_run(operator, attributes, operands):
-    text = f"""
-    <ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
-    g (float[3, 4, 6, 8] x) => (y) <float s = {{0.1}}, uint8 z = {{3}}> {{
-        q = QuantizeLinear (x, s, z)
-        y = com.microsoft.{operator} <{attributes}> ({operands})
-    }}"""
-    found = canonical(text)
-    with Session(found, level=Level.AS_WRITTEN) as session:
-        answer = session.run({"x": RNG.normal(size=(3, 4, 6, 8)).astype(np.float32)})["y"]
-    shape = found.graph.outputs[0].shape
-    assert shape is None if operator == "FusedMatMul" else tuple(shape) == answer.shape
-
-
 def test_a_stale_declared_shape_is_not_believed():
     text = """
     <ir_version: 8, opset_import: ["" : 17]>

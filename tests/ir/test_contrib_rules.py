@@ -163,3 +163,12 @@ def test_packed_zero_points_keep_blocks_in_place() -> None:
     free, packed = analyse(PACKED[0].model, interface=False), analyse(PACKED[1].model, interface=False)
     assert [free["w[1]"].allows("permute"), packed["w[1]"].allows("permute")] == [True, False]
     assert packed["w[1]"].why("permute") == ("MatMulNBits '': its entries are packed into bytes",)
+
+
+def test_weights_in_the_blocks_of_one_processor_stay_and_the_group_says_what_to_do() -> None:
+    model = ir.from_onnx_text("""
+    <ir_version: 8, opset_import: ["" : 17, "com.microsoft.nchwc" : 1]>
+    g (float[1, 16, 4, 4] x, float[16, 16, 1, 1] w) => (float[1, 16, 4, 4] y) { y = com.microsoft.nchwc.Conv (x, w) }
+    """)
+    found = groups(model, interface=False)
+    assert found and all("start from the model" in str(group) for group in found)

@@ -1,11 +1,12 @@
-"""What a Slice leaves of an axis of unknown size is unknown too."""
+"""What shape inference assumes too much about: bounds of slices, and operators outside the standard."""
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+import pytest
 
 import bevel
-from bevel.backends.onnxruntime import Session
+from bevel.backends.onnxruntime import Level, Session
 from tests.graphs import graph
 
 COUNTED = """
@@ -45,3 +46,31 @@ def test_a_quantized_product_has_the_type_of_its_zero_point() -> None:
     made = onnx.helper.make_graph(nodes, "quantized", [x], [y], initializers)
     model = bevel.load(onnx.helper.make_model(made, opset_imports=opsets, ir_version=10))
     assert next(iter(model.graph)).outputs[0].dtype == ir.DataType.UINT8
+
+
+SIZES = {"x": (3, 4, 6, 8), "row": (5,)}
+CALLS = (
+    "com.microsoft.QLinearAveragePool <kernel_shape = [2, 3], strides = [2, 1]> (q, s, z, s, z)",
+    "com.microsoft.QLinearGlobalAveragePool <channels_last = 0> (q, s, z, s, z)",
+    "com.microsoft.QLinearGlobalAveragePool <channels_last = 1> (q, s, z, s, z)",
+    "com.microsoft.FusedMatMul <transBatchA = 1, transBatchB = 1, transB = 1> (x, x)",
+    "ai.onnx.ml.ArrayFeatureExtractor (x, i)",
+    "ai.onnx.ml.ArrayFeatureExtractor (row, i)",
+)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_shapes_of_operators_outside_the_standard_are_those_of_the_run(call: str) -> None:
+    model = bevel.load(
+        onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1, "ai.onnx.ml" : 3]>
+        g (float[3, 4, 6, 8] x, float[5] row) => (y)
+        <float s = {{0.1}}, uint8 z = {{3}}, int64[2, 3] i = {{0, 4, 2, 1, 3, 0}}> {{
+          q = QuantizeLinear (x, s, z)
+          y = {call}
+        }}""")
+    )
+    with Session(model, level=Level.AS_WRITTEN) as session:
+        answer = session.run({name: np.ones(size, np.float32) for name, size in SIZES.items()})["y"]
+    shape = model.graph.outputs[0].shape
+    assert shape is None if "transBatch" in call else tuple(shape) == answer.shape

@@ -1,5 +1,6 @@
 """Where the library's shape inference assumes too much, ours stands in its place."""
 
+import math
 from typing import Final
 
 import onnx_ir as ir
@@ -75,6 +76,15 @@ def infer_fused_product(context: ShapeInferenceContext, node: ir.Node) -> None:
         _fused_product(context, node)
 
 
+def infer_features(context: ShapeInferenceContext, node: ir.Node) -> None:
+    """Infer as many columns as there are indices in all, of one row at least; the library takes the last axis's."""
+    data, indices = (None if value is None else value.shape for value in node.inputs[:2])
+    if data is None or indices is None:
+        return _set(context, node, None)
+    count = math.prod(indices.numpy()) if indices.is_static() else context.new_symbolic_dim()
+    return _set(context, node, [*(data[:-1] if len(data) > 1 else (1,)), count])
+
+
 def _set(context: ShapeInferenceContext, node: ir.Node, sizes: list[Dim] | None) -> None:
     dtype = node.inputs[0].dtype if node.inputs[0] is not None else None
     context.set_shape_and_dtype(node.outputs[0], None if sizes is None else ir.Shape(sizes), dtype)
@@ -84,5 +94,6 @@ registry.register("", "Slice", since_version=FIRST_SLICE)(infer_slice)
 registry.register(MICROSOFT, "QGemm", since_version=1)(infer_qgemm)
 registry.register(MICROSOFT, "QLinearAveragePool", since_version=1)(infer_pool)
 registry.register(MICROSOFT, "QLinearGlobalAveragePool", since_version=1)(infer_global_pool)
+registry.register("ai.onnx.ml", "ArrayFeatureExtractor", since_version=1)(infer_features)
 for product in ("FusedMatMul", "TransposeMatMul"):
     registry.register(MICROSOFT, product, since_version=1)(infer_fused_product)

@@ -7,7 +7,7 @@ from bevel.ir.axes import ONE, Axis
 from bevel.ir.coupling import Coupling, Freedom, rule
 from bevel.ir.rules.contraction import conv, conv_transpose, gemm
 from bevel.ir.rules.elementwise import broadcasting, dropout, pointwise
-from bevel.ir.rules.fixed import MICROSOFT
+from bevel.ir.rules.fixed import MICROSOFT, pin
 from bevel.ir.rules.indexing import BY_VALUE
 from bevel.ir.rules.layout import pad
 from bevel.ir.rules.normalization import STATISTICS, layer_normalization
@@ -21,6 +21,13 @@ rule("FusedGemm", domain=MICROSOFT)(gemm)
 rule("Gelu", "QuickGelu", domain=MICROSOFT)(pointwise)
 rule("BiasGelu", "FastGelu", "BiasAdd", domain=MICROSOFT)(broadcasting)
 rule("Pad", domain=MICROSOFT)(pad)
+
+pin(
+    *("Conv", "MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool", "Upsample"),
+    *("ReorderInput", "ReorderOutput"),
+    why="ONNX Runtime saved it in the blocks of one processor: start from the model that it was given",
+    domain="com.microsoft.nchwc",
+)
 
 
 @rule("FusedMatMul", "TransposeMatMul", domain=MICROSOFT, acts=MULTIPLIED)
