@@ -76,6 +76,16 @@ def test_the_models_own_opset_stays():
         assert model.opset_imports[""] == opset
 
 
+def test_the_long_name_of_the_standard_operators_means_them():
+    proto = parsed()
+    version = proto.opset_import[0].version
+    proto.opset_import[0].domain = "ai.onnx"
+    proto.graph.node[0].domain = "ai.onnx"
+    model = load(proto)
+    assert model.opset_imports == {"": version} and {node.domain for node in model.graph} == {""}
+    assert proto.opset_import[0].domain == "ai.onnx"  # the caller's
+
+
 def test_minus_one_is_an_unknown_size():
     proto = parsed()
     dim = proto.graph.input[0].type.tensor_type.shape.dim[0]

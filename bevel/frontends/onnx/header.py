@@ -47,3 +47,10 @@ def check_opsets(proto: onnx.ModelProto, where: str) -> None:
     newest = onnx.defs.onnx_opset_version()
     if seen.get("", 1) > newest:
         raise UnsupportedModel(f"uses opset {seen['']}; up to {newest} is known", where=where, remedy=NEWER)
+
+
+def name_standard(proto: onnx.ModelProto) -> None:
+    """Import the standard operator set by its short name, which is the empty one, wherever it has its long name."""
+    for opset in (*proto.opset_import, *(each for function in proto.functions for each in function.opset_import)):
+        if opset.domain in STANDARD:
+            opset.domain = ""

@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from bevel.errors import InvalidModel, UnsupportedModel, UsageError
 from bevel.frontends.onnx.external import attach
 from bevel.frontends.onnx.graphs import check_graphs
-from bevel.frontends.onnx.header import check_header
+from bevel.frontends.onnx.header import check_header, name_standard
 from bevel.frontends.onnx.order import put_in_order
 
 Source = str | os.PathLike[str] | bytes | BinaryIO | onnx.ModelProto | ir.Model
@@ -100,6 +100,7 @@ def parse(data: bytes, where: str) -> onnx.ModelProto:
 def checked(proto: onnx.ModelProto, where: str, path: Path | None) -> ir.Model:
     """Check a parsed model from the outside in, and turn it into an `onnx_ir.Model` in topological order."""
     check_header(proto, where)
+    name_standard(proto)
     in_order = check_graphs(proto, where)
     try:
         model = ir.from_proto(proto)

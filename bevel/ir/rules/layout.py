@@ -53,7 +53,8 @@ def _reshape_sizes(site: Site, source: Axes) -> list[int]:
         rest = whole // -known if known else 0
         target = [rest if size == -1 else size for size in target]
     if product(*(fresh(size) for size in target)).size != whole or any(size < 0 for size in target):
-        raise Opaque(f"its target {target} does not hold as many entries as its input")
+        shown = ", ".join("?" if is_symbolic(size) else str(size) for size in target)
+        raise Opaque(f"its target [{shown}] does not hold as many entries as its input, whatever is free there")
     return target
 
 
