@@ -355,3 +355,10 @@ def test_a_latency_that_fixed_costs_exclude_is_refused():
 def test_wide_steps_are_taken_from_below():
     found = Machine(fixed=0.0, steps=4).search(0.6)
     assert found.widths == {"a": 2}
+
+
+def test_a_step_of_widths_does_not_end_the_search():
+    """Time that falls faster than the multiply-accumulates: the straight line ends within a step, below the target."""
+    machine = Machine(steps=10)
+    found = search(machine.widths, machine.macs, lambda widths: machine.macs(widths) ** 2, 0.5, "latency")
+    assert found.widths == {"a": 7}

@@ -12,6 +12,8 @@ CLOSE = 0.03
 """How far below its target a latency may stay: medians of repeated runs differ by about as much."""
 TOLERANCE = 0.05
 """How far above its target the best candidate may be when no more are tried."""
+FINE = 0.002
+"""The difference of shares of multiply-accumulates below which no other widths are looked for."""
 NEAR = 0.15
 """How close to the target a candidate is measured more often: the others only say where to look."""
 MOST_REPEATS = 5
@@ -39,7 +41,8 @@ def search(
 
     `widths_at` gives widths for a share of multiply-accumulates, `macs` the share that widths leave, `measure` their
     latency as a share of the original's in the same rounds. Between two candidates the latency is taken to be a
-    straight line. One that is close is measured again, until the median is certain: of many noisy candidates the
+    straight line; where widths go in steps, and a share gives those of a candidate again, the next step is looked for
+    above it. One that is close is measured again, until the median is certain: of many noisy candidates the
     luckiest would otherwise win. Raises `BudgetMissed` if none is within 5% of the limit.
     """
     above, below = Candidate({}, 1.0, 1.0), None
@@ -49,7 +52,10 @@ def search(
     while len(tried) < MOST_CANDIDATES:
         widths = widths_at(share)
         if any(widths == candidate.widths for candidate in tried):
-            break
+            if below is None or widths != below.widths or above.macs - share < FINE:
+                break
+            share = (share + above.macs) / 2
+            continue
         found = measured(widths, macs(widths), measure, limit)
         tried.append(found)
         if limit * (1 - CLOSE) <= found.latency <= limit:
