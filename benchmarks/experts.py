@@ -191,7 +191,7 @@ def page() -> str:
     parts.append(MADE)
     for each in sorted(FOLDER.glob("*.jsonl")):
         kept = Kept(each)
-        parts += [f"## {heading(each.stem)}", f"Dense: {kept.results[0, DENSE].quality:.2f}."]
+        parts += [f"## {heading(each.stem)}", f"Dense: {kept.results[0, DENSE].quality:.4g}."]
         parts.append("\n".join(table(kept, map(str, [PRUNED, *PAIRS]), list(ACTIVE))))
     return "\n\n".join(parts) + "\n"
 

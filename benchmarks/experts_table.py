@@ -54,7 +54,7 @@ def table(kept: Kept, names: Iterable[str], sparsities: Sequence[int]) -> list[s
 def _cells(result: Result | None) -> list[str]:
     if result is None:
         return ["", "", ""]
-    return [f"{100 * result.active:.1f}%", f"{result.error:.4f}", f"{result.quality:.2f}"]
+    return [f"{100 * result.active:.1f}%", f"{result.error:.4f}", f"{result.quality:.4g}"]
 
 
 def _line(cells: Sequence[str]) -> str:
