@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Container, Iterator
 from math import prod
-from typing import NamedTuple, TypeAlias
+from typing import ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -35,9 +35,17 @@ class Dim:
 
     __slots__ = ("bound", "size")
 
+    refined: ClassVar[int] = 0
+    """How often any dimension was refined so far: what was in normal form is so until the next time."""
+
     def __init__(self, size: int) -> None:
         self.size = size
         self.bound: Axis | None = None
+
+    def refine(self, axis: Axis) -> None:
+        """Let the dimension stand for an axis from now on."""
+        self.bound = axis
+        Dim.refined += 1
 
     def __repr__(self) -> str:
         return str(self.size) if self.bound is None else repr(resolve(self))
@@ -46,10 +54,11 @@ class Dim:
 class Product:
     """Factors from the outermost (slowest) to the innermost."""
 
-    __slots__ = ("factors", "size")
+    __slots__ = ("factors", "settled", "size")
 
     def __init__(self, factors: tuple[Axis, ...]) -> None:
         self.factors = factors
+        self.settled = -1  # what `Dim.refined` was when it was last found to be in normal form
         self.size: int = prod([factor.size for factor in factors])
 
     def __repr__(self) -> str:
@@ -59,10 +68,11 @@ class Product:
 class Sum:
     """Terms laid out one after the other."""
 
-    __slots__ = ("size", "terms")
+    __slots__ = ("settled", "size", "terms")
 
     def __init__(self, terms: tuple[Axis, ...]) -> None:
         self.terms = terms
+        self.settled = -1  # what `Dim.refined` was when it was last found to be in normal form
         self.size: int = sum([term.size for term in terms])
 
     def __repr__(self) -> str:
@@ -130,6 +140,15 @@ def _settled(axis: Product | Sum) -> bool:
 
     Types are compared by identity, for this is where most of an analysis is spent.
     """
+    if axis.settled == Dim.refined:
+        return True
+    if not _parts_settled(axis):
+        return False
+    axis.settled = Dim.refined
+    return True
+
+
+def _parts_settled(axis: Product | Sum) -> bool:
     if isinstance(axis, Product):
         for place, factor in enumerate(axis.factors):
             if type(factor) is Dim:
@@ -250,9 +269,9 @@ class Solver:
         if left.size != right.size:
             self.conflicts.append(Conflict(left, right))
         elif isinstance(right, Dim):
-            right.bound = left
+            right.refine(left)
         elif isinstance(left, Dim):
-            left.bound = right
+            left.refine(right)
         elif isinstance(left, Product) and isinstance(right, Product):
             self._align_products(list(left.factors), list(right.factors))
         else:
@@ -294,7 +313,7 @@ class Solver:
         outer = min(left[-2], right[-2], key=lambda factor: factor.size)
         if not isinstance(outer, Dim) or outer.size > MOST_UNROLLED:
             return False
-        outer.bound = Sum((ONE,) * outer.size)
+        outer.refine(Sum((ONE,) * outer.size))
         self.unify(product(left.pop(-2), left.pop()), product(right.pop(-2), right.pop()))
         return True
 
@@ -337,7 +356,7 @@ class Solver:
         axis = resolve(axis)
         if isinstance(axis, Dim):
             head, tail = fresh(place), fresh(axis.size - place)
-            axis.bound = total(head, tail)
+            axis.refine(total(head, tail))
             return head, tail
         if isinstance(axis, Sum):
             return self._cut_sum(axis, place)
@@ -364,7 +383,7 @@ class Solver:
             head, tail = self.cut(lead, whole)
             return product(head, inner), product(tail, inner)
         before, after = fresh(whole), fresh(lead.size - whole - 1)
-        lead.bound = total(before, ONE, after)
+        lead.refine(total(before, ONE, after))
         inner_head, inner_tail = self.cut(inner, part)
         return total(product(before, inner), inner_head), total(inner_tail, product(after, inner))
 

@@ -26,6 +26,8 @@ from bevel.ir.site import Summation
 from bevel.ir.sizes import is_symbolic
 
 Indices: TypeAlias = Mapping[str, np.ndarray]
+# How much of a weight is copied at a time where places are taken along several axes: it stays in a core's cache.
+BLOCK_BYTES = 2**18
 
 
 def permute(model: ir.Model | Analysis, orders: Indices) -> None:
@@ -78,12 +80,14 @@ def zero_dropped(analysis: Analysis, keeps: Mapping[Dim, np.ndarray]) -> None:
 def apply(analysis: Analysis, taken: Mapping[Dim, np.ndarray]) -> None:
     """Index every occurrence of the dimensions with the entries taken of each."""
     resize = Resize({dim: len(entries) for dim, entries in taken.items()}, Names(analysis.model))
+    cuts = _Cuts(taken, resize)
     writes: list[Write] = []
     for statement in analysis.facts.statements:
         writes.extend(statement(resize))
     for value, axes in analysis.facts.axes.items():
         if axes and value.is_initializer() and value.const_value is not None:
-            writes.extend(_index_initializer(value, axes, taken, resize))
+            if parts := cuts.of(axes):
+                writes.append(partial(take_places, value, parts))
         elif axes and value.shape is not None and resize.touches(*axes):
             writes.append(partial(_follow_shape, value, axes, resize))
     for write in writes:
@@ -150,17 +154,26 @@ def _checked(analysis: Analysis, indices: Indices, kind: Freedom) -> dict[Group,
     return taken
 
 
-def _index_initializer(
-    value: ir.Value, axes: tuple[Axis, ...], taken: Mapping[Dim, np.ndarray], resize: Resize
-) -> list[Write]:
-    if value.const_value is None:
-        return []
-    parts = {
-        place: Cut(axis.size, entries(axis, taken), (Change.of(axis, resize.of),))
-        for place, axis in enumerate(axes)
-        if holds(axis, taken)
-    }
-    return [partial(take_places, value, parts)] if parts else []
+class _Cuts:
+    """What is taken along each axis: many tensors share one, for which it is worked out once."""
+
+    def __init__(self, taken: Mapping[Dim, np.ndarray], resize: Resize) -> None:
+        self._taken = taken
+        self._resize = resize
+        self._known: dict[Axis, Cut | None] = {}
+
+    def of(self, axes: tuple[Axis, ...]) -> dict[int, Cut]:
+        """Return the cuts of a tensor, by axis."""
+        found = {place: self._along(resolve(axis)) for place, axis in enumerate(axes)}
+        return {place: cut for place, cut in found.items() if cut is not None}
+
+    def _along(self, axis: Axis) -> Cut | None:
+        if axis not in self._known:
+            self._known[axis] = self._cut(axis) if holds(axis, self._taken) else None
+        return self._known[axis]
+
+    def _cut(self, axis: Axis) -> Cut:
+        return Cut(axis.size, _entries(axis, self._taken), (Change.of(axis, self._resize.of),))
 
 
 def take_places(value: ir.Value, parts: Mapping[int, Cut]) -> None:
@@ -194,12 +207,29 @@ def gathered(array: np.ndarray, indices: Mapping[int, np.ndarray]) -> np.ndarray
     >>> gathered(np.arange(6).reshape(3, 2).T, {0: np.array([1]), 1: np.array([2, 0])})
     array([[5, 1]])
     """
+    if array.flags.c_contiguous:
+        return _taken_in_order(array, indices)
     order = np.argsort([-abs(step) for step in array.strides], kind="stable")
-    laid = array.transpose(order)
-    for place, axis in enumerate(order.tolist()):
-        if axis in indices:
-            laid = np.take(laid, indices[axis], axis=place)
-    return laid.transpose(np.argsort(order))
+    places = {place: indices[axis] for place, axis in enumerate(order.tolist()) if axis in indices}
+    return _taken_in_order(array.transpose(order), places).transpose(np.argsort(order))
+
+
+def _taken_in_order(array: np.ndarray, indices: Mapping[int, np.ndarray]) -> np.ndarray:
+    """Take places along some axes; where the first is one of several, a few rows at a time, which stay in the cache."""
+    if 0 not in indices or len(indices) == 1 or array.nbytes <= BLOCK_BYTES:
+        for axis in sorted(indices):
+            array = array.take(indices[axis], axis)
+        return array
+    rows, inner = indices[0], sorted(axis for axis in indices if axis)
+    shape = [len(indices[axis]) if axis in indices else size for axis, size in enumerate(array.shape)]
+    result = np.empty(shape, array.dtype)
+    step = max(1, BLOCK_BYTES * len(array) // array.nbytes)
+    for start in range(0, len(rows), step):
+        block = array.take(rows[start : start + step], 0)
+        for axis in inner[:-1]:
+            block = block.take(indices[axis], axis)
+        block.take(indices[inner[-1]], inner[-1], out=result[start : start + step], mode="clip")
+    return result
 
 
 def _follow_shape(value: ir.Value, axes: tuple[Axis, ...], resize: Resize) -> None:

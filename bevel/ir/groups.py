@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from bevel.errors import UsageError, nearest
 from bevel.ir import control, integers
-from bevel.ir.axes import Dim, atoms, paths
+from bevel.ir.axes import Axis, Dim, atoms, paths, resolve
 from bevel.ir.coupling import FIXED, FREE, Freedom, find_rule, load_rules
 from bevel.ir.crossing import MOTIONS
 from bevel.ir.equation import couple
@@ -52,8 +52,8 @@ class Group:
     def freedom(self) -> Freedom:
         """What every occurrence of the dimension allows of `permute` and `select`."""
         freedom = FREE
-        for mark in self.marks:
-            freedom &= mark.keeps
+        for keeps in {mark.keeps for mark in self.marks}:
+            freedom &= keeps
         return freedom
 
     def motions(self, kind: Freedom | str) -> list[Motion]:
@@ -273,9 +273,13 @@ def _captured(node: ir.Node) -> Iterator[ir.Value | None]:
 
 def _collect(analysis: Analysis) -> Iterator[Group]:
     members: dict[Dim, list[Member]] = {}
+    known: dict[Axis, list[tuple[tuple[int, ...], Dim]]] = {}  # many tensors share an axis
     for value in _initializers(analysis):
         for axis, expression in enumerate(analysis.facts.axes[value] or ()):
-            for path, atom in paths(expression):
+            whole = resolve(expression)
+            if whole not in known:
+                known[whole] = list(paths(whole))
+            for path, atom in known[whole]:
                 members.setdefault(atom, []).append(Member(value, axis, path))
     for atom, found in members.items():
         marks = tuple(analysis.marks.get(atom, ()))

@@ -25,7 +25,7 @@ class Resize:
     def __init__(self, sizes: Mapping[Dim, int], names: Names) -> None:
         self._sizes = sizes
         self._changed = {dim for dim, size in sizes.items() if size != dim.size}
-        self._touched: dict[int, tuple[Axis, bool]] = {}  # by identity; the axis is kept, so that no other gets its own
+        self._touched: dict[Axis, bool] = {}  # many values share an axis
         self.names = names
 
     def touches(self, *axes: Axis) -> bool:
@@ -33,11 +33,12 @@ class Resize:
         return any([self._touches(axis) for axis in axes])  # noqa: C419 - a list is faster here
 
     def _touches(self, axis: Axis) -> bool:
-        if isinstance(axis, Dim) and axis.bound is None:
+        axis = resolve(axis)
+        if isinstance(axis, Dim):
             return axis in self._changed
-        if id(axis) not in self._touched:
-            self._touched[id(axis)] = axis, holds(axis, self._changed)
-        return self._touched[id(axis)][1]
+        if axis not in self._touched:
+            self._touched[axis] = holds(axis, self._changed)
+        return self._touched[axis]
 
     def of(self, axis: Axis) -> int:
         """Return the new size of an axis."""

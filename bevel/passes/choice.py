@@ -43,7 +43,7 @@ def choose(analysis: Analysis, kind: Freedom, only: Sequence[str], skip: Sequenc
         raise UsageError(
             f"no group matches {','.join(only)}", where="only", remedy="`bevel inspect` lists the groups of a model"
         )
-    return [group for group in asked if group.allows(kind) and not spared.match(group)]
+    return [group for group in asked if group.allows(kind) and not (skip and spared.match(group))]
 
 
 class _Patterns:

@@ -217,7 +217,7 @@ def test_an_axis_in_normal_form_is_not_built_anew():
     window, channels, row = Dim(4), Dim(3), Dim(2)
     long = total(*[product(window, channels)] * 50, product(row, total(channels, row)))
     assert resolve(long) is long
-    row.bound = finer = Dim(2)
+    row.refine(finer := Dim(2))
     assert resolve(long) is not long
     assert list(atoms(resolve(long)))[-1] is finer
 
@@ -236,11 +236,11 @@ def test_what_is_split_again_and_again_is_followed_without_recursion():
     first = rest = Dim(1000)
     for size in range(999, 400, -1):
         part = Dim(size)
-        rest.bound = Sum((part, ONE))
+        rest.refine(Sum((part, ONE)))
         rest = part
     assert resolve(first).terms == (rest, *[ONE] * 599)
     chain = last = Dim(3)
     for _ in range(2000):
-        last.bound = Dim(3)
-        last = last.bound
+        last.refine(following := Dim(3))
+        last = following
     assert resolve(product(Dim(2), chain)).factors[1] is last
