@@ -12,7 +12,7 @@ from bevel.backends.torch.table import Int, Number, lower
 @lower("Dropout", since=12)
 def dropout(
     x: Tensor,
-    ratio: Number = 0.5,
+    ratio: Number | None = None,
     training_mode: Int = 0,
     *,
     seed: int | None = None,
@@ -23,11 +23,12 @@ def dropout(
 
     In training mode a seed is left aside: every step drops others.
     """
-    if not (training or training_mode) or ratio == 0:
+    share = 0.5 if ratio is None else ratio
+    if not (training or training_mode) or share == 0:
         return x, torch.ones_like(x, dtype=torch.bool) if outputs > 1 else None
     drawn = torch.rand(x.shape, device=x.device) if training else uniform(x.shape, seed, x.device)
-    kept = drawn >= ratio
-    return torch.where(kept, x / (1 - ratio), 0), kept
+    kept = drawn >= share
+    return torch.where(kept, x / (1 - share), 0), kept
 
 
 @lower("Dropout", since=7, until=11)
