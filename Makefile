@@ -15,7 +15,7 @@ demo: .venv/package.stamp
 	@$(BIN)/python -m bevel.demo
 
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check $(SOURCES)
