@@ -27,6 +27,8 @@ from bevel.errors import BevelError, UnsupportedModel
 # Up to this many bytes of initializers, a model is handed over in memory (which holds it three times for a moment);
 # above, through a temporary file that ONNX Runtime maps.
 IN_MEMORY_BYTES = 256 * 2**20
+# Up to this many, a draft is handed over without a copy of the graph; above, tensors outweigh it.
+DRAFT_BYTES = 16 * 2**20
 # Enough for speed; fixed, so that sums are cut in the same way on machines with more cores.
 THREADS = min(4, os.cpu_count() or 1)
 WARM_UP_RUNS = 2
@@ -88,11 +90,12 @@ class Session:
         self.outputs = tuple(value.name or "" for value in model.graph.outputs)
         self._raw = any(value.dtype in RAW_TYPES for value in (*model.graph.inputs, *model.graph.outputs))
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        big = files.tensor_bytes(model) > IN_MEMORY_BYTES
+        size = files.tensor_bytes(model)
+        big = size > IN_MEMORY_BYTES
         options = _options(level, threads, mapped=big)
         try:
             with _translated("cannot be loaded"):
-                given = self._handed_over(model, big, draft)
+                given = self._handed_over(model, big, draft and size <= DRAFT_BYTES)
                 self._session: Any = _library().InferenceSession(given, options, PROVIDERS)
         except BevelError:
             self.close()

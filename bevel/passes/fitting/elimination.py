@@ -31,8 +31,9 @@ class Reader:
 
     def __init__(self, w: Array, inverse: Array, units: Array, scale: float) -> None:
         inputs = units.ravel()
-        self.w = w[:, inputs]
-        self.inverse = inverse[np.ix_(inputs, inputs)]
+        whole = np.array_equal(inputs, np.arange(len(inverse)))
+        self.w = w if whole else w[:, inputs]
+        self.inverse = inverse if whole else inverse[np.ix_(inputs, inputs)]
         self.units: Array = np.arange(len(inputs)).reshape(units.shape)
         self.scale = scale
 
@@ -50,7 +51,8 @@ class Reader:
         share = block @ across
         error = float(np.vdot(lost @ block, lost)) / self.scale
         self.w = self.w[:, left] - lost @ share
-        self.inverse = self.inverse[np.ix_(left, left)] - across.T @ share
+        self.inverse = self.inverse[np.ix_(left, left)]
+        self.inverse -= across.T @ share
         self.units = np.arange(len(left)).reshape(-1, self.units.shape[1])
         return error
 
