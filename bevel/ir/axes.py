@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Container, Iterator
+from itertools import count
 from math import prod
 from typing import ClassVar, NamedTuple, TypeAlias
 
@@ -35,8 +36,9 @@ class Dim:
 
     __slots__ = ("bound", "size")
 
+    steps: ClassVar[Iterator[int]] = count(1)
     refined: ClassVar[int] = 0
-    """How often any dimension was refined so far: what was in normal form is so until the next time."""
+    """A number that no other refinement of any dimension has: what was in normal form is so until it is another one."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -45,7 +47,7 @@ class Dim:
     def refine(self, axis: Axis) -> None:
         """Let the dimension stand for an axis from now on."""
         self.bound = axis
-        Dim.refined += 1
+        Dim.refined = next(Dim.steps)
 
     def __repr__(self) -> str:
         return str(self.size) if self.bound is None else repr(resolve(self))

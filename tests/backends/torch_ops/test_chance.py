@@ -6,6 +6,7 @@ import torch
 
 import bevel
 from tests.backends.torch_ops.single import by_reference, by_torch, converted, feed_of, model_of, same
+from tests.graphs import proto
 
 X = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)
 P = np.random.default_rng(1).uniform(size=(50, 7)).astype(np.float32)
@@ -57,6 +58,13 @@ def test_dropout_drops_in_training_only(opset):
     assert abs((dropped == 0).float().mean() - 0.25) < 0.03  # varies by 0.004
     torch.testing.assert_close(dropped.unique(), torch.tensor([0, 1 / 0.75]))
     assert not torch.equal(dropped, module(torch.tensor(x)))
+
+
+def test_a_ratio_that_is_left_out_is_a_half():
+    text = "m (float[50, 100] x) => (float[50, 100] y) <bool t = {1}> { y = Dropout <seed = 1> (x, , t) }"
+    (dropped,) = by_torch(proto(text), {"x": np.ones((50, 100), np.float32)})
+    assert abs((dropped == 0).mean() - 0.5) < 0.03  # varies by 0.007
+    assert set(np.unique(dropped)) == {0, 2}
 
 
 @pytest.mark.parametrize("op_type", ["Add", "Sub", "Mul", "Div", "Pow"])
