@@ -173,9 +173,15 @@ def test_more_strength_never_leaves_more_cost_and_the_ends_are_all_and_least(nam
     assert figures[0] > figures[10] > figures[-1]
 
 
+def test_many_small_entries_are_not_emptied_before_few_large_ones():
+    scores = {"hidden": np.linspace(0.001, 0.002, 100), "heads": np.array([1.0, 2, 3, 4])}
+    assert above(scores, 0.75) == {"hidden": 12, "heads": 2}
+    assert above(scores, 0.25) == {"hidden": 50, "heads": 4}
+
+
 def test_one_threshold_for_all_or_for_each_kind():
     scores = {"a": np.array([1.0, 2, 3, 4]), "b": np.array([10.0, 20, 30, 40])}
-    assert above(scores, 0.5) == {"a": 0, "b": 4}
+    assert above(scores, 0.5) == {"a": 1, "b": 4}  # none is emptied: half of an even share stays
     given = problem()
     kinds = by_kind(given.groups)
     assert [len(groups) for groups in kinds.values()] == [3]
