@@ -9,13 +9,14 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from bevel.ir.axes import ONE, Axis, Solver, fresh
+from bevel.ir.axes import ONE, Axis, fresh
 from bevel.ir.coupling import (
     FIXED,
     Freedom,
 )
 from bevel.ir.resize import Statement
 from bevel.ir.sizes import Symbols, shape_sizes
+from bevel.ir.unification import Solver
 
 _INTEGERS = frozenset({ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL, ir.DataType.UINT8, ir.DataType.INT8})
 MOST_INTEGERS = 4096  # a longer constant is data, not a shape

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bevel.ir.axes import ONE, Axis, Dim, Solver, Sum, _settled, atoms, fresh, product, resolve, total
+from bevel.ir.axes import ONE, Axis, Dim, Sum, _settled, atoms, fresh, product, resolve, total
 from bevel.ir.edit import entries, indicator
 from bevel.ir.sizes import FIRST_SYMBOL, Symbols, is_symbolic
+from bevel.ir.unification import Solver
 
 SIZES = st.sampled_from([1, 2, 3, 4, 5, 6, 8, 9, 12, 16, 18, 24, 30, 36])
 
