@@ -127,7 +127,9 @@ def _problems(
         return [found for some in each for found in tried(some)]
     sets = [[claims[place] for place in places] for places in told_apart(len(claims))]
     together = [found for some in sets for found in tried(some)]
-    return [found for some in (*each, claims) for found in tried(some)] or together if together else []
+    if not together:
+        return []
+    return [found for some in (*each, claims) for found in tried(some)] or together
 
 
 def _problem(
@@ -143,7 +145,7 @@ def _problem(
             held.const_value = ir.tensor(_multiplied(held.const_value.numpy(), name, analysis, powers), name=name)
     feeds = [_moved(feed, analysis, powers) for feed in subject.feeds]
     ulps = ULPS if kind is Freedom.SCALE else MIXED_ULPS
-    for result, original in zip(_run(model, feeds, draft=True), subject.results, strict=True):
+    for result, original in zip(_run(model, feeds), subject.results, strict=True):
         for name, value in _moved(original, analysis, powers).items():
             if problem := difference(result[name], value, ulps=ulps):
                 return f"output {name!r} {problem}"
@@ -160,8 +162,8 @@ def _with_ones(subject: Subject, gains: Sequence[ir.Value]) -> Subject:
     return replace(subject, model=model, results=tuple(_run(model, subject.feeds)))
 
 
-def _run(model: ir.Model, feeds: Sequence[Feed], *, draft: bool = False) -> list[Feed]:
-    with Session(model, level=Level.AS_WRITTEN, threads=1, draft=draft) as session:
+def _run(model: ir.Model, feeds: Sequence[Feed]) -> list[Feed]:
+    with Session(model, level=Level.AS_WRITTEN, threads=1, draft=True) as session:
         return [session.run(feed) for feed in feeds]
 
 

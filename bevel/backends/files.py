@@ -4,7 +4,6 @@ A file appears complete or not at all: it is written beside its place and then r
 time, so a model larger than memory can be saved.
 """
 
-import io
 import os
 import stat
 from contextlib import suppress
@@ -64,13 +63,9 @@ def ready_to_save(model: ir.Model) -> ir.Model:
 def draft(model: ir.Model) -> bytes:
     """Give a model's bytes as passes see it, for a run between two edits: nothing is undone, so nothing is copied.
 
-    Sizes that only inference has named are unknown in it: ONNX Runtime takes equal names for equal sizes. Where tensors
-    lie in files, it is the bytes that `save` writes.
+    Sizes that only inference has named are unknown in it: ONNX Runtime takes equal names for equal sizes. Its tensors
+    have to be in memory (`has_external`).
     """
-    if has_external(model):
-        stream = io.BytesIO()
-        save(model, stream, external_data=False)
-        return stream.getvalue()
     proto = proto_of(model)
     proto.ir_version = readable_ir_version(model)
     unname(proto.graph, MINTED)

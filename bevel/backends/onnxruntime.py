@@ -80,8 +80,8 @@ class Session:
     """A model loaded in ONNX Runtime, on the CPU.
 
     Raises `UnsupportedModel` with ONNX Runtime's message when it does not load. Close it, or use it in a `with`, to
-    give its memory back. With `draft` the model is loaded as passes see it, not as it would be saved: that takes half
-    the time, and is for what is neither verified nor measured.
+    give its memory back. With `draft` a small model is loaded as passes see it, not as it would be saved: that takes
+    half the time, and is for what no promise is judged by, nor a latency.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Session:
         options = _options(level, threads, mapped=big)
         try:
             with _translated("cannot be loaded"):
-                given = self._handed_over(model, big, draft and size <= DRAFT_BYTES)
+                given = self._handed_over(model, big, draft and size <= DRAFT_BYTES and not files.has_external(model))
                 self._session: Any = _library().InferenceSession(given, options, PROVIDERS)
         except BevelError:
             self.close()
@@ -130,7 +130,7 @@ class Session:
         return [_from_ortvalue(value) for value in self._session.run_with_ort_values(list(self.outputs), values)]
 
     def _handed_over(self, model: ir.Model, big: bool, draft: bool) -> bytes | str:
-        if not big and draft:
+        if draft:
             return files.draft(model)
         if not big:
             stream = io.BytesIO()

@@ -64,8 +64,8 @@ def compare_in_pieces(
     found: list[Mapping[str, Any]] = []
     worst = 0.0
     with (
-        Session(_telling(reference, kept), level=Level.AS_WRITTEN, draft=True) as whole,
-        Session(_told(result, kept), level=Level.AS_WRITTEN, draft=True) as parts,
+        Session(_telling(reference, kept), level=Level.AS_WRITTEN) as whole,
+        Session(_told(result, kept), level=Level.AS_WRITTEN) as parts,
     ):
         truth, pieces = Decoded(whole, reference), Decoded(parts, result)
         for feed in feeds:

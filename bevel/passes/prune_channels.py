@@ -61,9 +61,7 @@ class PruneChannels(Pass):
     normalize: Annotated[Normalize | None, Doc("how groups are compared; the importance's own way if none")] = None
     allocation: Annotated[
         Named | None,
-        Doc(
-            "how many each group loses: the same share, by scores, by angles, by damage per cost; the importance's way"
-        ),
+        Doc("how many a group loses: the same share, by scores, angles, damage per cost; the importance's way if none"),
     ] = None
     round_to: Annotated[
         int | None, Range(1), Doc("keep a multiple of so many channels; none: what kernels like, for a latency, else 1")

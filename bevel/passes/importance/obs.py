@@ -38,7 +38,7 @@ def obs(analysis: Analysis, groups: Sequence[Group], context: Context) -> Mappin
     al. 2023, ZipLM, for the order (`bevel.passes.fitting.second_order`, `bevel.passes.fitting.elimination`).
     """
     reads = readers(analysis, groups)
-    together = _fitting(reads)
+    together = _small_enough(reads)
     waiting = Counter(group.name for parts in reads.values() for group, _ in parts)
     found: dict[str, list[Array]] = {}
     kept: dict[str, list[Reader]] = {}
@@ -68,7 +68,7 @@ def _read(layer: Layer, orders: Sequence[SecondOrder], reads: Reads) -> Iterator
         yield group, [Reader(w, order.inverse, inputs, scale) for w, order in pairs]
 
 
-def _fitting(reads: Mapping[Layer, Reads]) -> set[str]:
+def _small_enough(reads: Mapping[Layer, Reads]) -> set[str]:
     """Return the groups of which all that reads them can be kept at once."""
     sizes: dict[str, int] = {}
     for layer, groups in reads.items():
