@@ -21,6 +21,8 @@ Array = np.ndarray[Any, Any]
 
 # Rounds in which a large group is emptied: products of large matrices instead of thousands of small ones.
 ROUNDS: Final = 48
+# Rows that a product is subtracted from at a time, for it is made first.
+STRIP: Final = 512
 
 
 class Reader:
@@ -52,7 +54,9 @@ class Reader:
         error = float(np.vdot(lost @ block, lost)) / self.scale
         self.w = self.w[:, left] - lost @ share
         self.inverse = self.inverse[np.ix_(left, left)]
-        self.inverse -= across.T @ share
+        for start in range(0, len(left), STRIP):
+            some = slice(start, start + STRIP)
+            self.inverse[some] -= across.T[some] @ share
         self.units = np.arange(len(left)).reshape(-1, self.units.shape[1])
         return error
 

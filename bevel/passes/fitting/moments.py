@@ -1,7 +1,8 @@
 """First and second moments of what layers read, gathered in ONNX Runtime while the model is walked through once."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -10,6 +11,8 @@ import onnx_ir as ir
 from bevel.passes.base import Context, Runtime
 from bevel.passes.fitting.layers import Layer
 from bevel.passes.fitting.normalization import align, is_normalization
+from bevel.passes.fitting.second_order import SecondOrder
+from bevel.passes.fitting.triangular import mirror
 from bevel.passes.fitting.unfold import geometry, sums
 from bevel.passes.fitting.walk import Walk
 
@@ -27,6 +30,7 @@ class Moments:
     count: int
     mean: Array
     second: Array
+    _orders: dict[bool, list[SecondOrder]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def finite(self) -> bool:
@@ -37,8 +41,14 @@ class Moments:
         """Return the second moments about the mean (covariances), or about zero."""
         if not mean:
             return self.second
-        spread: Array = self.second - self.mean[:, :, None] * self.mean[:, None, :]
-        return spread
+        spread: Array = self.mean[:, :, None] * self.mean[:, None, :]
+        return np.subtract(self.second, spread, out=spread)
+
+    def orders(self, mean: bool) -> list[SecondOrder]:
+        """Return what follows from the moments of each group about the mean, or about zero; kept for the next time."""
+        if mean not in self._orders:
+            self._orders[mean] = [SecondOrder(group) for group in self.about(mean)]
+        return self._orders[mean]
 
 
 def moments(model: ir.Model, wanted: Sequence[Layer], context: Context) -> Iterator[tuple[Layer, Moments]]:
@@ -46,13 +56,18 @@ def moments(model: ir.Model, wanted: Sequence[Layer], context: Context) -> Itera
 
     On made-up samples, normalizations go by the statistics of these (`align` in `bevel.passes.fitting.normalization`).
     A caller that changes a layer's weight before it asks for the next makes the moments of later layers see the change.
+    Moments can be larger than the layer: those in a row that read the same share theirs, and none stays in memory that
+    the caller has let go.
     """
-    last: tuple[object, Moments] | None = None
+    waiting = Counter((layer.data, geometry(layer)) for layer in wanted)
+    shared: dict[object, Moments] = {}
     for layer, walk in visits(model, wanted, context):
         key = (layer.data, geometry(layer))
-        if last is None or last[0] != key:
-            last = key, gather(layer, walk.values(layer.data), context.runtime)
-        yield layer, last[1]
+        if key not in shared:
+            shared.clear()
+            shared[key] = gather(layer, walk.values(layer.data), context.runtime)
+        waiting[key] -= 1
+        yield layer, shared[key] if waiting[key] else shared.pop(key)
 
 
 def visits(model: ir.Model, wanted: Sequence[Layer], context: Context) -> Iterator[tuple[Layer, Walk]]:
@@ -106,9 +121,7 @@ def _of_rows(width: int, arrays: Iterable[Array]) -> Moments:
             stop = start + STRIP
             second[start:stop, :stop] += rows[:, start:stop].T @ rows[:, :stop]
     second /= max(count, 1)
-    for start in range(0, width, STRIP):
-        stop = start + STRIP
-        second[start:stop, stop:] = second[stop:, start:stop].T
+    mirror(second)
     return Moments(count, total[None] / max(count, 1), second[None])
 
 

@@ -244,7 +244,10 @@ class _Sums:
 
     def add(self, answer: Mapping[str, Array]) -> None:
         for name, array in answer.items():
-            self.totals[name] = self.totals.get(name, 0) + array.astype(np.float64)
+            if name in self.totals:
+                self.totals[name] += array
+            else:
+                self.totals[name] = array.astype(np.float64)
 
     @property
     def finite(self) -> bool:
@@ -252,11 +255,16 @@ class _Sums:
         return all(np.isfinite(total).all() for total in self.totals.values())
 
     def of(self, group: int, *, centred: bool) -> _Part:
+        """Return the means of one group, which are put in the place of its sums: it can be asked for once."""
         count = max(float(self.totals["rows"][0]), 1.0)
-        x, y, second, cross = (self.totals[name][group] / count for name in ("total_x", "total_y", "second", "cross"))
+        x, y, second, cross = (self.totals[name][group] for name in ("total_x", "total_y", "second", "cross"))
+        for total in (x, y, second, cross):
+            total /= count
         if not centred:
             return _Part(np.zeros_like(x), np.zeros_like(y), second, cross)
-        return _Part(x, y, second - np.outer(y, y), cross - np.outer(x, y))
+        second -= np.outer(y, y)
+        cross -= np.outer(x, y)
+        return _Part(x, y, second, cross)
 
 
 def _measured(walk: Walk, node: ir.Node) -> tuple[Array, Array]:

@@ -15,6 +15,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from bevel.passes.fitting.triangular import mirror
+
 Array = np.ndarray[Any, Any]
 
 # Share of the mean diagonal that is added to it: what GPTQ and SparseGPT use.
@@ -34,10 +36,12 @@ class Damped:
     def __init__(self, second: Array, share: float = DAMPING) -> None:
         from scipy.linalg import cho_factor  # here, for scipy takes 20 MB, and passes without data do without it
 
-        level = abs(np.trace(second)) / len(second)
+        self.matrix: Array = np.array(second, np.float64)
+        diagonal = np.einsum("ii->i", self.matrix)  # a view
+        level = abs(diagonal.sum()) / len(diagonal)
         extra = share * level + LEAST_DIAGONAL
         while True:
-            self.matrix: Array = second + extra * np.eye(len(second))
+            diagonal[:] = np.diagonal(second) + extra
             try:
                 self._factor = cho_factor(self.matrix, lower=True, check_finite=True)
             except np.linalg.LinAlgError:
@@ -57,6 +61,15 @@ class Damped:
         """The lower triangular `L` of which the matrix is `L L^T`."""
         return np.asarray(np.tril(self._factor[0]))
 
+    def inverted(self) -> Array:
+        """Return the inverse, in the memory of the factor: nothing can be solved afterwards."""
+        from scipy.linalg.lapack import dpotri
+
+        inverse, _ = dpotri(self._factor[0], lower=1, overwrite_c=1)
+        del self._factor
+        mirror(inverse)
+        return np.asarray(inverse)
+
 
 class SecondOrder:
     """The damped second moment `[n, n]` of a layer's input, and what follows from it.
@@ -69,7 +82,7 @@ class SecondOrder:
     """
 
     def __init__(self, second: Array, damping: float = DAMPING) -> None:
-        self._damped = Damped(np.asarray(second, np.float64), damping)
+        self._damped = Damped(second, damping)
 
     @property
     def damped(self) -> Array:
@@ -79,7 +92,7 @@ class SecondOrder:
     @cached_property
     def inverse(self) -> Array:
         """The inverse of the damped moment."""
-        return self._damped.solve(np.eye(len(self.damped)))
+        return self._damped.inverted()
 
     def refit(self, w: Array, keep: Array) -> Array:
         """Return the weights `[out, kept]` that come closest to `w` `[out, n]` with the inputs kept alone."""

@@ -38,6 +38,21 @@ def factor(matrix: Array) -> None:
     factor(rest)
 
 
+def mirror(matrix: Array) -> None:
+    """Put what is below the diagonal of a square above it as well.
+
+    >>> found = np.array([[4.0, 7.0], [2.0, 5.0]])
+    >>> mirror(found)
+    >>> found.tolist()
+    [[4.0, 2.0], [2.0, 5.0]]
+    """
+    for start in range(0, len(matrix), STRIP):
+        stop = start + STRIP
+        square = matrix[start:stop, start:stop]
+        square[:] = np.tril(square) + np.tril(square, -1).T
+        matrix[start:stop, stop:] = matrix[stop:, start:stop].T
+
+
 def _divide(rows: Array, lower: Array) -> None:
     """Multiply rows by the transposed inverse of a lower triangular matrix, in place."""
     if len(lower) <= SMALL:

@@ -42,17 +42,14 @@ def obs(analysis: Analysis, groups: Sequence[Group], context: Context) -> Mappin
     waiting = Counter(group.name for parts in reads.values() for group, _ in parts)
     found: dict[str, list[Array]] = {}
     kept: dict[str, list[Reader]] = {}
-    orders: dict[tuple[int, bool], list[SecondOrder]] = {}
     for layer, moment in moments(analysis.model, list(reads), context):
         if moment.finite:
-            key = id(moment), can_shift(layer)
-            if key not in orders:  # layers that read one value share its moments
-                orders = {key: [SecondOrder(second) for second in moment.about(key[1])]}
-            for group, some in _read(layer, orders[key], reads[layer]):
+            for group, some in _read(layer, moment.orders(can_shift(layer)), reads[layer]):
                 if group.name in together:
                     kept.setdefault(group.name, []).extend(some)
                 else:
                     found.setdefault(group.name, []).append(np.sum([reader.scores() for reader in some], axis=0))
+        del moment  # not beside what follows from it, nor beside that of the next layer
         waiting.subtract(group.name for group, _ in reads[layer])
         for name in [name for name in kept if not waiting[name]]:
             found[name] = [eliminate(kept.pop(name))]
