@@ -84,6 +84,9 @@ _IDS = {
     "k": whole([1, 1, 0], [1, 1, 1], dtype=np.int32),
 }
 NORMALISATIONS = (
+    # A gain of the input's own shape: what an export makes of a normalisation without one.
+    Case("RMSNormalization-spread", "y = RMSNormalization(x, h)", _X234, {"h": floats(2, 3, 4)}, 3, 2, opset=23),
+    Case("LayerNormalization-spread", "y = LayerNormalization(x, h)", _X234, {"h": floats(1, 3, 4)}, 3, 2),
     Case("SimplifiedLayerNormalization", "y = SimplifiedLayerNormalization <axis = -1> (x, g)", _X234, _NORM, 3, 2),
     Case(
         "SkipLayerNormalization",

@@ -14,12 +14,12 @@ STATISTICS = "its statistics run over it"
 @rule("LayerNormalization", acts=CENTRED)
 @rule("RMSNormalization", acts=ROOT_MEAN_SQUARE)
 def layer_normalization(site: Site) -> None:
-    """Normalise over the axes from `axis` on; gain and bias have those axes."""
+    """Normalise over the axes from `axis` on; gain and bias have those axes, or are spread over all of the input."""
     axes = site.axes(0)
     place = site.position(site.integer("axis", -1), len(axes))
     for index in range(1, site.inputs):
         if site.has(index):
-            site.broadcast(axes[place:], site.axes(index))
+            site.broadcast(axes, site.axes(index))
     site.keep(axes[place:], Freedom.PERMUTE, STATISTICS)
     statistics = (*axes[:place], *[ONE] * (len(axes) - place))
     for index, output in enumerate((axes, statistics, statistics)):
