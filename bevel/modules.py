@@ -135,7 +135,7 @@ def _is_rounding(verdict: Verdict, found: Observation, module: GraphModule, feed
     """
     try:
         exact = Observation(tuple(backend().answer_exactly(module, feed) for feed in feeds))
-    except (RuntimeError, TypeError):  # of torch, where a graph mixes types: then nothing is excused
+    except UnsupportedModel:  # where a graph mixes types: then nothing is excused
         return False
     noise = {each.output: each.relative for each in compare(found, exact, Lossy()).outputs}
     for each in verdict.broken:

@@ -22,6 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bevel.backends import files
+from bevel.backends.scans import transposed_first
 from bevel.errors import BevelError, UnsupportedModel
 
 # Up to this many bytes of initializers, a model is handed over in memory (which holds it three times for a moment);
@@ -90,6 +91,7 @@ class Session:
         self.outputs = tuple(value.name or "" for value in model.graph.outputs)
         self._raw = any(value.dtype in RAW_TYPES for value in (*model.graph.inputs, *model.graph.outputs))
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        model = transposed_first(model)
         size = files.tensor_bytes(model)
         big = size > IN_MEMORY_BYTES
         options = _options(level, threads, mapped=big)

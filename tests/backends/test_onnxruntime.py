@@ -93,6 +93,25 @@ def test_sequences_are_lists():
     assert np.array_equal(first, second)
 
 
+SCAN = """
+m (float[n, k, 2] x, float[n, 2] s) => (float[n, 2] t, float[k, n, 2] all) {
+  t, all = Scan <num_scan_inputs = 1, scan_input_axes = [-2], body = body (float[n, 2] before, float[n, 2] now)
+    => (float[n, 2] after, float[n, 2] out) { after = Add (before, now)  out = Neg (now) }> (s, x)
+}
+"""
+
+
+def test_a_scan_over_nothing_along_another_axis_is_an_error_and_not_the_end_of_the_process():
+    model, x, s = graph(SCAN), np.random.default_rng(0).random((3, 4, 2), np.float32), np.ones((3, 2), np.float32)
+    with Session(model) as session:
+        found = session.run({"x": x, "s": s})
+        np.testing.assert_allclose(found["t"], s + x.sum(1), rtol=1e-6)
+        assert np.array_equal(found["all"], -x.transpose(1, 0, 2))
+        with pytest.raises(UnsupportedModel, match="Scan"):
+            session.run({"x": x[:, :0], "s": s})
+    assert "scan_input_axes" in next(iter(model.graph)).attributes
+
+
 @pytest.mark.parametrize("feed", [{}, {"x": X[:, :5]}, {"x": X.astype(np.float64)}, {"z": X}])
 def test_inputs_it_refuses_are_errors_of_ours(feed):
     with Session(mlp()) as session, pytest.raises(UnsupportedModel, match="does not run in ONNX Runtime"):

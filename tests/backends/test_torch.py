@@ -180,6 +180,12 @@ def test_an_operator_without_a_function_is_refused_by_name():
         to_torch(model)
 
 
+def test_what_torch_raises_is_told_with_the_line():
+    with pytest.raises(UnsupportedModel, match="does not run in torch") as caught:
+        answer(to_torch(mlp()), {"x": np.ones((2, 5), np.float32)})
+    assert caught.value.where.startswith("at `h = ")
+
+
 def test_an_attribute_that_a_function_does_not_know_is_refused():
     model = mlp()
     node = next(node for node in model.graph if node.op_type == "Gemm")
@@ -258,7 +264,7 @@ def test_a_wrong_module_that_knows_no_double_precision_is_caught():
     module = to_torch(model)
     feeds = [{"x": np.ones((2, 6), np.float32)}]
     check(model, module, feeds, "to_torch")
-    with pytest.raises(RuntimeError):
+    with pytest.raises(UnsupportedModel, match="does not run in torch"):
         answer_exactly(module, feeds[0])
     with torch.no_grad():
         module.w[0, 0] += 1

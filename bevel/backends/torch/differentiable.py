@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -15,7 +13,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bevel.backends.torch.conversion import to_torch
-from bevel.backends.torch.module import SOURCE_FILE, GraphModule
+from bevel.backends.torch.failures import explained
+from bevel.backends.torch.module import GraphModule
 from bevel.backends.torch.nodes import title
 from bevel.backends.torch.parameters import is_trained
 from bevel.backends.torch.running import arguments_of
@@ -54,7 +53,7 @@ class Differentiable:
         """Return the outputs as they depend on the weights, or on other tensors in place of some, by initializer."""
         arguments = {name: self._typed(value) for name, value in arguments_of(self.module, feed).items()}
         given = {self.keys[name]: self._typed(tensor) for name, tensor in (instead or {}).items()}
-        with _explained("does not run in torch"), sdpa_kernel(SDPBackend.MATH):  # the others differentiate only once
+        with explained("does not run in torch", OTHERWISE), sdpa_kernel(SDPBackend.MATH):  # others differentiate once
             results = functional_call(self.module, given, (), arguments) if given else self.module(**arguments)
         return list(results) if len(self.module.outputs) != 1 else [results]
 
@@ -67,7 +66,7 @@ class Differentiable:
         """Return the gradient by each weight, zero where the loss does not depend on one."""
         if not loss.requires_grad:
             return [torch.zeros_like(weight) for weight in self.weights]
-        with _explained("has no derivative in torch"):
+        with explained("has no derivative in torch", OTHERWISE):
             found = torch.autograd.grad(loss, self.weights, create_graph=graph, materialize_grads=True)
         return list(found)
 
@@ -112,16 +111,3 @@ def _is_coarse(value: ir.Value) -> bool:
     if kind in (None, ir.DataType.BOOL, ir.DataType.STRING, ir.DataType.UNDEFINED):
         return False
     return kind.bitwidth <= COARSE_BITS
-
-
-@contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Turn what torch raises into an `UnsupportedModel` that says at which line of the module's code."""
-    try:
-        yield
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.line for frame in frames if frame.filename.startswith(SOURCE_FILE)]
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        where = f"at `{lines[-1]}`" if lines else "model"
-        raise UnsupportedModel(f"{what}: {reason}", where=where, remedy=OTHERWISE) from error

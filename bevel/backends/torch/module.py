@@ -8,12 +8,11 @@ from itertools import count
 from os import PathLike
 from typing import Any, Final
 
+from bevel.backends.torch.failures import SOURCE_FILE
 from bevel.backends.torch.parameters import Parameters
 from bevel.backends.torch.source import GLOBALS, Port, Source
 from bevel.backends.torch.written import write_module
 
-SOURCE_FILE: Final = "<bevel graph"
-"""How the names begin under which tracebacks show the written code."""
 _NUMBERS: Final = count()
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor
 
+from bevel.backends.torch.failures import explained
 from bevel.backends.torch.state import device_of, modes_kept
 from bevel.backends.torch.types import to_array, to_tensor
 from bevel.errors import UnsupportedModel
@@ -23,6 +24,8 @@ Two libraries sum in other orders (1e-5 over the longest sums that are common) a
 other polynomials (1e-6 each); a deep network multiplies that by what its layers amplify, ten times is usual. A wrong
 channel changes an output by a part of its size.
 """
+
+UNTRIED: Final = "if ONNX Runtime takes these inputs, this is a bug in a torch function; verify=False converts anyway"
 
 
 def collected(
@@ -66,8 +69,11 @@ def _types(module: GraphModule) -> dict[str, int]:
 
 
 def _run(module: GraphModule, arguments: Mapping[str, Any]) -> Sequence[Any]:
-    """Run a module in evaluation mode, and return a sequence of its outputs."""
-    with modes_kept(module), torch.no_grad():
+    """Run a module in evaluation mode, and return a sequence of its outputs.
+
+    Raises `UnsupportedModel` with the line where torch raises something.
+    """
+    with modes_kept(module), torch.no_grad(), explained("does not run in torch", UNTRIED):
         results = module.eval()(**arguments)
     several: Sequence[Any] = results if len(module.outputs) != 1 else (results,)
     return several

@@ -57,6 +57,8 @@ CASES = [
     ("TopK", [X], 9, {"k": 2, "axis": 1, "outputs": (1, 7)}),
     ("TopK", [X, i64(3)], 10, {"outputs": (1, 7), "constants": (1,)}),
     ("TopK", [X, i64(3)], 11, {"largest": 0, "axis": 2, "outputs": (1, 7)}),
+    ("STFT", [M, np.int64(1), None, np.int64(4)], 17, {"constants": (1, 3)}),  # reals along no axis of their own
+    ("STFT", [M, np.int64(2), M[0, :4]], 17, {"onesided": 0, "constants": (1,)}),
     ("Dropout", [X], 7, {"ratio": 0.3}),
     ("Dropout", [X, np.float32(0.3)], 12, {"outputs": (1, 9), "constants": (1,)}),
     ("Gemm", [M, M.T.copy(), np.ones(4, np.float32)], 7, {"alpha": 0.5, "beta": 2.0}),

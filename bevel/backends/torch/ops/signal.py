@@ -35,7 +35,8 @@ def dft(
 def stft(
     x: Tensor, step: Int, window: Tensor | None = None, frame_length: Int | None = None, *, onesided: int = 1
 ) -> Tensor:
-    """Transform overlapping frames of a signal to frequencies."""
+    """Transform overlapping frames of a signal to frequencies; real numbers may lie along no axis of their own."""
+    x = x.unsqueeze(-1) if x.dim() == 2 else x
     length = frame_length if frame_length is not None else x.shape[1] if window is None else window.shape[0]
     frames = _signal(x).unfold(1, length, step)
     if window is not None:
