@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import onnx_ir as ir
 
+from bevel.backends.chance import called, random_nodes
 from bevel.backends.onnxruntime import Level, Session
 from bevel.backends.optional import backend as backend
 from bevel.errors import UnsupportedModel, UsageError
@@ -109,6 +110,12 @@ def check(model: ir.Model, module: GraphModule, feeds: Iterable[Mapping[str, Any
     Products with weights in blocks are not to round their activations in ONNX Runtime, for they do not in the module;
     where its kernel always does, for experts of 8 bits, answers may be as far apart as that.
     """
+    for node in random_nodes(model):
+        raise UnsupportedModel(
+            "draws random numbers, so the module cannot be verified",
+            where=called(node),
+            remedy="verify=False converts anyway",
+        )
     precise = model.clone()
     multiply_precisely(precise)
     try:

@@ -22,6 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bevel.backends import files
+from bevel.backends.chance import steadied
 from bevel.backends.scans import transposed_first
 from bevel.errors import BevelError, UnsupportedModel
 
@@ -78,7 +79,7 @@ class Level(Enum):
 
 
 class Session:
-    """A model loaded in ONNX Runtime, on the CPU.
+    """A model loaded in ONNX Runtime, on the CPU, whose random operators draw the same in each run.
 
     Raises `UnsupportedModel` with ONNX Runtime's message when it does not load. Close it, or use it in a `with`, to
     give its memory back. With `draft` a small model is loaded as passes see it, not as it would be saved: that takes
@@ -91,7 +92,7 @@ class Session:
         self.outputs = tuple(value.name or "" for value in model.graph.outputs)
         self._raw = any(value.dtype in RAW_TYPES for value in (*model.graph.inputs, *model.graph.outputs))
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        model = transposed_first(model)
+        model = transposed_first(steadied(model))
         size = files.tensor_bytes(model)
         big = size > IN_MEMORY_BYTES
         options = _options(level, threads, mapped=big)

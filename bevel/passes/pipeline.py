@@ -15,6 +15,7 @@ from types import TracebackType
 
 import onnx_ir as ir
 
+from bevel.backends.chance import called, random_nodes
 from bevel.backends.coded import Decoded
 from bevel.backends.onnxruntime import IN_MEMORY_BYTES, Level, Session, latencies, latency
 from bevel.errors import BevelError, PassFailed, PromiseBroken
@@ -28,7 +29,7 @@ from bevel.passes.recipe import Pipeline, as_pipeline, from_recipe, parse
 from bevel.passes.reproducer import keep
 from bevel.passes.rounding import resolutions, unit
 from bevel.passes.synthesis import synthesize
-from bevel.passes.verify import FLIP, Observation, Verdict, apart_from_rounding, compare, observe
+from bevel.passes.verify import FLIP, Observation, Verdict, apart_from_rounding, compare, observe, refuse_unsteady
 from bevel.report import Deployment, Report, Step
 
 __all__ = ["Hooks", "Pipeline", "adopt", "from_recipe", "optimize", "parse"]
@@ -117,6 +118,7 @@ class _Run:
         self.first: Observation | None = None
         self.latest: Observation | None = None
         if verify:
+            refuse_unsteady(model)
             self._observe_original(made_up=calibration is None)
 
     def all_passes(self) -> ir.Model:
@@ -172,7 +174,7 @@ class _Run:
             steps=tuple(self.steps),
             error=error,
             deployment=deployment,
-            inputs=f"{feeds} inputs ({self.calibration.source})" if feeds else "",
+            inputs=f"{feeds} inputs ({self.calibration.source}){_held(self.original)}" if feeds else "",
             seed=self.seed,
         )
 
@@ -256,6 +258,13 @@ class _Run:
                 keep(self.hooks.keep_failed, given, str(step), self.seed, self.calibration, error)
                 self.hooks.log(f"what is needed to see it again is in {self.hooks.keep_failed}")
             raise
+
+
+def _held(model: ir.Model) -> str:
+    """Say which random operators were held while models were compared."""
+    nodes = random_nodes(model)
+    more = f" and {len(nodes) - 1} more" if nodes[1:] else ""
+    return f"; random operators drew the same in each run: {called(nodes[0])}{more}" if nodes else ""
 
 
 def _remedy(outcome: Outcome) -> str:

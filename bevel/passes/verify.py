@@ -7,6 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from bevel.backends.chance import OLDEST, called, unsteady
 from bevel.backends.coded import Decoded
 from bevel.backends.onnxruntime import Level, Session
 from bevel.errors import CalibrationError, PromiseBroken, UnsupportedModel
@@ -233,13 +234,24 @@ def verify(reference: ir.Model, result: ir.Model, feeds: Iterable[Mapping[str, A
 
     `feeds` is read once per model. Caches that are codes are given codes of what feeds have in floats, and decoded.
     Raises `UnsupportedModel` if a model does not run, or if the reference does not answer the same twice (random
-    operators), and `CalibrationError` if there are no feeds.
+    operators that cannot be held), and `CalibrationError` if there are no feeds.
     """
+    refuse_unsteady(reference)
     with Session(reference, level=Level.AS_WRITTEN) as session:
         expected = observe(Decoded(session, reference), feeds, repeat=True, resolutions=resolutions(reference))
     with Session(result, level=Level.AS_WRITTEN) as session:
         verdict = compare(expected, observe(Decoded(session, result), feeds), promise, epsilon=unit(reference))
     return apart_from_rounding(verdict, expected, reference, result, feeds)
+
+
+def refuse_unsteady(model: ir.Model) -> None:
+    """Raise `UnsupportedModel` if a model has a random operator that draws anew in each run, naming the first."""
+    for node in unsteady(model):
+        raise UnsupportedModel(
+            "draws other numbers in each run, so nothing can be verified",
+            where=called(node),
+            remedy=f"convert the model to opset {OLDEST}, which holds all but Multinomial, or run with --no-verify",
+        )
 
 
 def apart_from_rounding(

@@ -152,13 +152,15 @@ def test_two_models_are_run_and_compared():
     assert not verify(mlp(0), mlp(1), feeds, Preserving()).kept
 
 
-def test_randomness_is_noticed():
-    noisy = graph("noisy (float[2] x) => (float[2] y) { r = RandomUniformLike (x)  y = Add (x, r) }")
-    still = graph("still (float[2] x) => (float[2] y) { y = Relu (x) }")
-    feeds = [{"x": np.ones(2, F32)}]
+def test_randomness_that_cannot_be_held_is_noticed():
+    noisy = graph("noisy (float[2, 50] x) => (int32[2, 9] y) { y = Multinomial <sample_size = 9> (x) }")
+    still = graph("still (float[2, 50] x) => (float[2, 50] y) { y = Relu (x) }")
+    feeds = [{"x": np.ones((2, 50), F32)}]
     for model, stable in ((noisy, False), (still, True)):
         with Session(model, level=Level.AS_WRITTEN) as session:
             assert observe(session, feeds, repeat=True).stable is stable
+    with pytest.raises(UnsupportedModel, match="Multinomial"):
+        verify(noisy, noisy, feeds, Exact())
 
 
 def test_strings_and_numbers_are_not_mixed_up():
