@@ -107,9 +107,7 @@ def check_graph(graph: onnx.GraphProto, scope: Scope) -> bool:
 
 
 def check_initializers(graph: onnx.GraphProto, scope: Scope) -> None:
-    """Check that initializers are dense, have a name of their own (or an input's), and as much data as they say."""
-    if graph.sparse_initializer:
-        raise UnsupportedModel("has sparse initializers", where=scope.where, remedy="store the weights dense")
+    """Check that initializers have a name of their own (or an input's), and as much data as they say."""
     inputs = {value.name for value in graph.input}
     for tensor in graph.initializer:
         if tensor.name in inputs:

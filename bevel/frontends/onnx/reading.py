@@ -13,6 +13,7 @@ from bevel.frontends.onnx.external import attach
 from bevel.frontends.onnx.graphs import check_graphs
 from bevel.frontends.onnx.header import check_header, name_standard
 from bevel.frontends.onnx.order import put_in_order
+from bevel.frontends.onnx.sparse import densify
 
 Source = str | os.PathLike[str] | bytes | BinaryIO | onnx.ModelProto | ir.Model
 
@@ -101,6 +102,7 @@ def checked(proto: onnx.ModelProto, where: str, path: Path | None) -> ir.Model:
     """Check a parsed model from the outside in, and turn it into an `onnx_ir.Model` in topological order."""
     check_header(proto, where)
     name_standard(proto)
+    densify(proto, where)
     in_order = check_graphs(proto, where)
     try:
         model = ir.from_proto(proto)
