@@ -12,7 +12,9 @@ import pytest
 from onnx import helper, numpy_helper, version_converter
 
 import bevel
+from bevel.errors import EditRefused
 from tests import zoo
+from tests.graphs import graph
 
 PIPELINE = "simplify,fold,reorder-channels,prune-channels{ratio=0.5}"
 
@@ -207,3 +209,20 @@ def test_a_changed_network_is_optimized_and_verified(name, change, tmp_path):
 )
 def test_every_network_is_optimized_and_verified_after_one_of_the_changes(name, change, style, tmp_path):
     optimized(name, style, change, tmp_path)
+
+
+NOTHING = "nothing (float[n, 0] x) => (float[n, 4] y) { h = MatMul (x, w1)  r = Relu (h)  y = MatMul (r, w2) }"
+
+
+@pytest.mark.parametrize(
+    "name", ["equalize", "smooth", "low-rank", "prune-weights", "prune-tiles", "prune-channels", "quantize-dynamic"]
+)
+def test_layers_without_a_single_weight_are_left_alone(name):
+    model = graph(NOTHING, {"w1": (0, 8), "w2": (8, 4)})
+    (step,) = bevel.optimize(model, name)
+    assert step.verdict is not None and step.verdict.kept
+
+
+def test_layers_that_read_nothing_become_no_experts():
+    with pytest.raises(EditRefused, match="no channels"):
+        bevel.optimize(graph(NOTHING, {"w1": (0, 8), "w2": (8, 4)}), "convert-moe")

@@ -48,6 +48,11 @@ REMEDIES = (
         "skip the check with --no-verify",
     ),
     (
+        r"Failed to construct locale",
+        "the model asks for a locale that this machine lacks: install it (locale -a lists those it has), or skip the "
+        "check with --no-verify",
+    ),
+    (
         r"Could not find an implementation for",
         "its CPU kernels lack that version or element type of the operator: export the model with opset 7 or newer and "
         "in float32, or skip the check with --no-verify",
@@ -245,6 +250,8 @@ def remedy_for(message: str) -> str:
 
     >>> remedy_for("No Op registered for Erfc with domain_version of 17").split(":")[0]
     'ONNX Runtime has no such operator in that opset'
+    >>> remedy_for("Failed to construct locale with name:en_US.UTF-8").split(":")[0]
+    'the model asks for a locale that this machine lacks'
     """
     return next((remedy for pattern, remedy in REMEDIES if re.search(pattern, message)), REPAIR)
 

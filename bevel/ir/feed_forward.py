@@ -191,6 +191,8 @@ class _Reading:
             self._plain(node, value, result, axis, len(axes))
         gate, bent, up = self._gate(region, producers, down)
         channels = self._size(given, axis), self._size(down.outputs[0], axis)
+        if 0 in channels:
+            raise _None("it reads or gives no channels")
         bent = bent if self._size(bent, axis) == group.size else hidden
         return FeedForward(
             *(group, given, hidden, down.outputs[0], tuple(region), tuple(producers), down, gate, bent, up),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import bevel
 from bevel.errors import CalibrationError
 from bevel.ir.groups import analyse
 from bevel.passes.importance.consumers import Reading, consumers
@@ -135,6 +136,23 @@ def test_what_only_a_branch_holds_is_left_to_magnitude():
     scores = net.score("wanda", "w1[1]")
     np.testing.assert_array_equal(scores["w1[1]"], net.score("magnitude", "w1[1]")["w1[1]"])
     assert "wanda says nothing about w1[1]" in scores.notes[0]
+
+
+def test_what_a_loop_hands_to_its_rounds_is_not_read():
+    model = graph(
+        """
+        rounds (float[n, 6] x, int64 k, bool on) => (float[n, 3] y) {
+          h = MatMul (x, w1)
+          r = Loop <body = round (int64 i, bool before, float[n, 8] s) => (bool after, float[n, 8] t) {
+            after = Identity (before)  u = MatMul (s, w2)  t = Relu (u)
+          }> (k, on, h)
+          y = MatMul (r, w3)
+        }
+        """,
+        {"w1": (6, 8), "w2": (8, 8), "w3": (8, 3)},
+    )
+    (step,) = bevel.optimize(model, "prune-channels{ratio=0.5 importance=wanda}")
+    assert step.verdict.kept
 
 
 @pytest.mark.parametrize("opset", [13, 17, 18, 21])

@@ -15,7 +15,8 @@ LARGEST: Final = 2**42
 AGAIN: Final = "the file is damaged; download or export the model again"
 
 NO_MAPS: Final = (
-    "export tensors, not maps: a classifier with options={'zipmap': False} in skl2onnx, zipmap=False in onnxmltools"
+    "export tensors, not maps: a classifier with options={'zipmap': False} in skl2onnx, zipmap=False in onnxmltools; "
+    "or cut a file before its ZipMap, with onnx.utils.extract_model"
 )
 
 COMPLEX: Final = (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)

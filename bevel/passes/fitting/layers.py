@@ -143,7 +143,7 @@ def layers(model: ir.Model) -> list[Layer]:
     """Return the layers of the main graph, in its order.
 
     MatMul with a matrix on the right, Gemm, Conv (plain, grouped, depthwise) and ConvTranspose without groups; the
-    weight is an initializer of floats.
+    weight is an initializer of floats, one at least.
     """
     return list(_layers(model))
 
@@ -160,6 +160,8 @@ def _regular(node: ir.Node) -> bool:
     if data is None or _source(data) is not None or tensor is None or not tensor.dtype.is_floating_point():
         return False
     rank = len(tensor.shape)
+    if 0 in tensor.shape:
+        return False
     if node.op_type == GEMM and node.attributes.get_int("transA", 0) != 0:
         return False
     if node.op_type == CONV_TRANSPOSE and node.attributes.get_int("group", 1) != 1:

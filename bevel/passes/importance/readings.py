@@ -75,7 +75,7 @@ def _aligned(model: ir.Model, context: Context) -> dict[ir.Value, np.ndarray]:
 
 def _readable(value: ir.Value, model: ir.Model) -> bool:
     producer = value.producer()
-    inside = value.is_graph_input() if producer is None else producer.graph is model.graph
+    inside = value in model.graph.inputs if producer is None else producer.graph is model.graph
     return inside and value.shape is not None and len(value.shape) > 1
 
 
