@@ -256,6 +256,33 @@ def test_a_loop_that_grows_its_state_still_computes_it():
     assert identical(before, after) and after[1].tolist() == [4]
 
 
+COLLECTS = """
+<ir_version: 8, opset_import: ["" : 17]> m (float[2] x, int64 k, bool on) => (float[n] y) {
+  none = SequenceEmpty ()
+  all = Loop <body = round (int64 i, bool c, seq(float) s) => (bool d, seq(float) t) {
+    d = Identity (c)  t = SequenceInsert (s, x)
+  }> (k, on, none)
+  y = ConcatFromSequence <axis = 0> (all)
+}
+"""
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_the_state_of_a_loop_whose_type_is_left_out_may_be_a_sequence(declared):
+    proto = onnx.parser.parse_model(COLLECTS)
+    body = proto.graph.node[1].attribute[0].g
+    for value in (body.input[2], *body.output):
+        value.ClearField("type")
+    if declared:
+        sequence = helper.make_sequence_type_proto(helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, None))
+        proto.graph.value_info.append(helper.make_value_info("none", sequence))
+        proto.graph.node[0].attribute.append(helper.make_attribute("dtype", onnx.TensorProto.FLOAT))
+    x = np.array([1, 2], np.float32)
+    with Session(load(proto)) as session:
+        found = session.run({"x": x, "k": np.array(3), "on": np.array(True)})["y"]
+    assert np.array_equal(found, np.tile(x, 3))
+
+
 def test_half_precision_is_not_folded():
     model = canonical("""
     <ir_version: 8, opset_import: ["" : 17]>

@@ -1,10 +1,32 @@
-"""Where inference takes the shape of one branch, or of the first round of a loop, for that of all."""
+"""Where inference takes the shape of one branch, or of the first round of a loop, for that of all; types of states."""
 
 from itertools import chain
 
 import onnx_ir as ir
 
 from bevel.ir.canonical.dead import subgraphs
+
+
+def type_states(model: ir.Model) -> None:
+    """Say which states of loops are sequences or optional, where files leave their types to be inferred.
+
+    Inference takes the type of what they hold for theirs.
+    """
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if (node.domain, node.op_type) != ("", "Loop"):
+            continue
+        starts, inside, _ = states(node)
+        for start, value in zip(starts, inside, strict=False):
+            if start is not None and value is not None and value.type is None:
+                value.type = _holding(start)
+
+
+def _holding(value: ir.Value) -> ir.TypeProtocol | None:
+    """Return the type of a value that is no tensor: as it is declared, or as an empty sequence is made."""
+    maker = value.producer()
+    if value.type is None and maker is not None and (maker.domain, maker.op_type) == ("", "SequenceEmpty"):
+        return ir.SequenceType(ir.TensorType(ir.DataType(maker.attributes.get_int("dtype", ir.DataType.FLOAT))))
+    return value.type if isinstance(value.type, ir.SequenceType | ir.OptionalType) else None
 
 
 def doubtful_values(graph: ir.Graph) -> set[ir.Value]:

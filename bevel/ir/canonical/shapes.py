@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx_shape_inference import SYM_DATA_KEY, OpUsageError, ShapeInferenceError, infer_symbolic_shapes
 
 from bevel.ir.canonical import corrections  # noqa: F401 - importing it corrects the library's inference
-from bevel.ir.canonical.control import doubtful_values
+from bevel.ir.canonical.control import doubtful_values, type_states
 from bevel.ir.canonical.folding import fold_constants
 from bevel.ir.canonical.sequences import open_sequences
 from bevel.ir.canonical.unread import readable_names
@@ -63,6 +63,7 @@ def infer_shapes(model: ir.Model) -> None:
 
     The contents that inference finds for shape tensors are left in `const_value`.
     """
+    type_states(model)
     try:
         with readable_names(model):
             infer_symbolic_shapes(model, warn_on_missing=False)
