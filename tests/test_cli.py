@@ -55,6 +55,17 @@ def test_json_is_data_on_stdout(model):
     assert Path("r.md").read_text().startswith("### bevel optimize")
 
 
+def test_a_file_that_grew_though_its_weights_shrank_says_so(model):
+    step = "quantize-dynamic"
+    grown = optimize(model, "-p", step, "-o", "out.onnx")
+    assert Path("out.onnx").stat().st_size > Path(model).stat().st_size
+    assert grown.stderr.startswith("out.onnx: ") and "before: new nodes take more" in grown.stderr
+    assert not optimize(model, "-p", "fold", "-o", "out.onnx").stderr
+    assert not optimize(model, "-p", step, "-o", "out.onnx", "-q").stderr
+    onnx.save(proto(MLP, {"w1": (6, 800), "b1": (800,), "w2": (800, 3)}), model)
+    assert not optimize(model, "-p", step, "-o", "out.onnx").stderr
+
+
 def test_quiet_prints_nothing(model):
     done = optimize(model, "-p", "fold", "-o", "out.onnx", "-q")
     assert (done.exit_code, done.stdout, done.stderr) == (0, "", "")

@@ -16,7 +16,7 @@ from bevel.ir.cost import cost
 from bevel.ir.plan import plan as plan_of
 from bevel.passes.base import Pass, Progress, silent
 from bevel.passes.pipeline import Hooks, Pipeline, from_recipe, optimize, parse
-from bevel.report import Report, seconds_text
+from bevel.report import Report, seconds_text, size
 
 MEASURED_BYTES = 10**9
 PROJECT = Path("pyproject.toml")
@@ -80,9 +80,24 @@ def run(
         return
     taken = plan_of(source) if plan else None  # what refuses to be planned leaves no file
     if output:
+        before = _bytes(model)
         write(source, output)
+        _say_growth(report, before, output, quiet=quiet)
     if plan and taken:
         taken.save(plan)
+
+
+def _bytes(path: str) -> int:
+    """Return the size of a file, 0 for a stream."""
+    return Path(path).stat().st_size if Path(path).is_file() else 0
+
+
+def _say_growth(report: Report, before: int, output: str, *, quiet: bool) -> None:
+    """Say that a file grew though its weights became smaller; a file whose weights lie beside it says nothing."""
+    after, saved = _bytes(output), report.before.bytes - report.after.bytes
+    whole = before >= report.before.bytes and after >= report.after.bytes
+    if whole and saved > 0 and after > before > 0 and not quiet:
+        say(f"{output}: {size(after)}, {size(before)} before: new nodes take more than {size(saved)} of weights")
 
 
 def _measures_latency(model: ir.Model, limits: Sequence[Budget], asked: bool | None, *, verify: bool) -> bool:
