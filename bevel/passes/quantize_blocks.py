@@ -55,12 +55,12 @@ class QuantizeBlocks(Pass):
     `nearest` takes scales that span each block. `clip` searches those of least squared error, zero points too. `hqq`
     fits them to an error that forgives outliers; it is for formats with zero points. `gptq` looks at the calibration
     data (made up if there are none): inputs not yet quantized make up for the errors of those that are, layer after
-    layer, each with what the quantized layers before it left of its inputs. `adaround` learns of each weight instead
-    whether it is rounded up or down, and then takes the best codes of one input after the other, or settles those of
-    `gptq` likewise, whichever is better for an output. `cbq` goes on from there: the codes of two neighbouring residual
-    blocks at a time, and their scales, go down the slope of the error that the output of both has, window after window,
-    where it becomes less by that. It needs PyTorch; layers outside of blocks stay as they are. Tables of Gather, and
-    what is read more than once, are then as with `clip`.
+    layer, each with what the quantized layers before it left of its inputs; the fewer samples there are, the less they
+    do. `adaround` learns of each weight instead whether it is rounded up or down, and then takes the best codes of one
+    input after the other, or settles those of `gptq` likewise, whichever is better for an output. `cbq` goes on from
+    there: the codes of two neighbouring residual blocks at a time, and their scales, go down the slope of the error
+    that the output of both has, window after window, where it becomes less by that. It needs PyTorch; layers outside of
+    blocks stay as they are. Tables of Gather, and what is read more than once, are then as with `clip`.
 
     Some formats have no blocks: `ptq161` has a sign for most weights, `vq` and `lr2vq` have codes for vectors of them,
     `pvq` has directions. They are small in the file alone; axis, block and rounding say nothing to them, but with
@@ -87,10 +87,10 @@ class QuantizeBlocks(Pass):
 
     Example: quantize-blocks{formats=uint2,uint4,uint8 bits=4.5 block=32 rounding=gptq}
 
-    Source: Frantar et al. 2023, GPTQ; Nagel et al. 2020, AdaRound; Ding et al. 2024, CBQ; Cheng et al. 2024, SignRound;
-    Badri and Shaji 2023, HQQ; Rouhani et al. 2023, Microscaling Data Formats; Zhao et al. 2024, MixDQ (mixed formats);
-    Yao et al. 2023, ZeroQuant-V2 (lorc); Li et al. 2024, SVDQuant; Heo et al. 2024, Rethinking Channel Dimensions
-    (AdaDim, `axis=auto`).
+    Source: Frantar et al. 2023, GPTQ; Golub, Heath and Wahba 1979 (how far few samples are believed); Nagel et al. 2020,
+    AdaRound; Ding et al. 2024, CBQ; Cheng et al. 2024, SignRound; Badri and Shaji 2023, HQQ; Rouhani et al. 2023,
+    Microscaling Data Formats; Zhao et al. 2024, MixDQ (mixed formats); Yao et al. 2023, ZeroQuant-V2 (lorc); Li et al.
+    2024, SVDQuant; Heo et al. 2024, Rethinking Channel Dimensions (AdaDim, `axis=auto`).
     """
 
     name: ClassVar[str] = "quantize-blocks"
@@ -301,7 +301,7 @@ class QuantizeBlocks(Pass):
         layers = [unit[0].target.layer for unit in planned if unit[0].target.layer is not None]
         for layer, moment in moments(model, layers, context):
             unit = firsts[layer.node]
-            results = self._encoder.together(unit, moment.second if moment.finite and moment.count else None)
+            results = self._encoder.together(unit, moment if moment.finite and moment.count else None)
             pairs = list(zip(unit, results, strict=True))
             shown.show_alone([(entry.target, result.found) for entry, result in pairs if result is not None])
             yield from pairs

@@ -143,3 +143,14 @@ def bevel_moments(model, found):
     from bevel.passes.pipeline import calibration_of
 
     return moments(model, found, Context(0, calibration_of(None, model, 0), Execution(), samples=8))
+
+
+def test_tokens_of_a_text_count_for_fewer_than_as_many_samples():
+    def apart(shape):
+        model = graph("t (float[n, t, 4] x) => (float[n, t, 3] y) { y = MatMul (x, w) }", {"w": (4, 3)})
+        ((_, moment),) = moments(model, layers(model), context([{"x": np.ones(shape, np.float32)}] * 2, model))
+        return moment.count, moment.apart
+
+    assert apart((6, 1, 4)) == (12, 12)
+    assert apart((2, 3, 4)) == (12, 6)
+    assert apart((4, 3, 4)) == (24, 12)

@@ -269,7 +269,7 @@ def test_searched_zero_points_lose_less():
 def test_a_layer_learns_from_what_the_one_before_left(monkeypatch):
     seen = []
     real = encoding.compensating
-    monkeypatch.setattr(encoding, "compensating", lambda *args: seen.append(args[5]) or real(*args))
+    monkeypatch.setattr(encoding, "compensating", lambda *args: seen.append(args[5].second) or real(*args))
     x = {"x": correlated(width=48)}
     originals = graph(DENSE, WEIGHTS)
     for name in ("int8", "int2"):

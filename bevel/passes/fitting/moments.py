@@ -18,6 +18,8 @@ from bevel.passes.fitting.walk import Walk
 
 Array = np.ndarray[Any, Any]
 
+# Rows of one sample follow each other: so many count as one.
+ALIKE: Final = 2
 # Inputs whose products are summed at a time, and how many rows they are summed over at least.
 STRIP: Final = 512
 MANY: Final = 1024
@@ -25,11 +27,15 @@ MANY: Final = 1024
 
 @dataclass(frozen=True)
 class Moments:
-    """The mean `[groups, in]` and the mean outer product `[groups, in, in]` of `count` rows of a layer's input."""
+    """The mean `[groups, in]` and the mean outer product `[groups, in, in]` of `count` rows of a layer's input.
+
+    `apart` is as how many rows they count that have nothing to do with each other.
+    """
 
     count: int
     mean: Array
     second: Array
+    apart: int
     _orders: dict[bool, list[SecondOrder]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -108,30 +114,35 @@ def _of_patches(layer: Layer, arrays: Iterable[Array], runtime: Runtime) -> Mome
             count += int(answer["rows"][0])
             total = total + answer["total"].astype(np.float64)
             second = second + answer["second"].astype(np.float64)
-    return Moments(count, total / max(count, 1), second / max(count, 1))
+    return Moments(count, total / max(count, 1), second / max(count, 1), count // ALIKE)
 
 
 def _of_rows(width: int, arrays: Iterable[Array]) -> Moments:
     """Return the moments of the rows that a matrix reads, of which half the products say all."""
-    count, total, second = 0, np.zeros(width), np.zeros((width, width))
-    for rows in _together(width, arrays):
+    count, samples, total, second = 0, 0, np.zeros(width), np.zeros((width, width))
+    for rows, some in _together(width, arrays):
         count += len(rows)
+        samples += some
         total += rows.sum(0)
         for start in range(0, width, STRIP):
             stop = start + STRIP
             second[start:stop, :stop] += rows[:, start:stop].T @ rows[:, :stop]
     second /= max(count, 1)
     mirror(second)
-    return Moments(count, total[None] / max(count, 1), second[None])
+    return Moments(count, total[None] / max(count, 1), second[None], max(samples, count // ALIKE))
 
 
-def _together(width: int, arrays: Iterable[Array]) -> Iterator[Array]:
-    """Yield rows in single precision, so many at a time that their products take longer than to add these up."""
-    waiting: list[Array] = []
+def _together(width: int, arrays: Iterable[Array]) -> Iterator[tuple[Array, int]]:
+    """Yield rows in single precision, so many at a time that their products take longer than to add these up.
+
+    With them comes how many samples they are of.
+    """
+    waiting, samples = list[Array](), 0
     for array in arrays:
         waiting.append(array.reshape(-1, width).astype(np.float32, copy=False))
+        samples += len(array) if array.ndim > 1 else 1
         if sum(map(len, waiting)) >= MANY:
-            yield np.concatenate(waiting) if len(waiting) > 1 else waiting[0]
-            waiting.clear()
+            yield np.concatenate(waiting) if len(waiting) > 1 else waiting[0], samples
+            waiting, samples = [], 0
     if waiting:
-        yield np.concatenate(waiting)
+        yield np.concatenate(waiting), samples

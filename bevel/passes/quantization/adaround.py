@@ -16,7 +16,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from bevel.passes.fitting.second_order import Damped
+from bevel.passes.fitting.damping import damping
+from bevel.passes.fitting.second_order import DAMPING, Damped
 from bevel.passes.formats import Format, Grid
 from bevel.passes.quantization.feedback import compensated
 
@@ -39,23 +40,25 @@ TOGETHER: Final = 32
 OUTPUTS: Final = 128
 
 
-def adaptive(fmt: Format, weights: Array, grid: Grid, second: Array) -> tuple[Array, float]:
+def adaptive(fmt: Format, weights: Array, grid: Grid, second: Array, rows: int | None = None) -> tuple[Array, float]:
     """Return codes `[groups, in, out]` for weights, and the squared error they leave in the layer's output, relative.
 
-    `grid` has the scale of every weight, `second` the second moments of the inputs `[groups, in, in]`.
+    `grid` has the scale of every weight, `second` the second moments of the inputs `[groups, in, in]`, which were seen
+    in so many rows; any number if none is given.
     """
-    codes, _ = compensated(fmt, weights, grid, second)
+    codes, _ = compensated(fmt, weights, grid, second, rows)
     lost, energy = 0.0, 0.0
     for group, moment in enumerate(second):
-        damped, exact = Damped(moment).matrix.astype(np.float32), moment.astype(np.float32)
+        share = DAMPING if rows is None else damping(moment, rows)
+        damped, exact = Damped(moment, share).matrix.astype(np.float32), moment.astype(np.float32)
         given, its_grid = weights[group], grid[group]
         both = [
             _settled(fmt, given, its_grid, damped, each)
             for each in (codes[group], _learnt(fmt, given, its_grid, damped))
         ]
-        errors = [_errors(fmt.values(each, its_grid) - given, exact) for each in both]
+        errors = [_errors(fmt.values(each, its_grid) - given, damped) for each in both]
         codes[group] = np.where(errors[1] < errors[0], both[1], both[0])
-        lost += float(np.minimum(*errors).sum())
+        lost += float(_errors(fmt.values(codes[group], its_grid) - given, exact).sum())
         energy += float(_errors(given, exact).sum())
     return codes, lost / energy if energy > 0 else 0.0
 

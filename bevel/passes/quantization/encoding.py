@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from bevel.errors import UsageError
+from bevel.passes.fitting.moments import Moments
 from bevel.passes.formats import Format, Quantized
 from bevel.passes.formats.blocks import Axis, finite
 from bevel.passes.quantization.branches import Branched
@@ -42,17 +43,19 @@ class Encoder:
         repairs = self.metric == "inputs" and isinstance(entry.form, Branched | Schemed)
         return (self.rounding in LEARNT or repairs) and entry.target.layer is not None and not entry.target.others
 
-    def together(self, unit: Sequence[Entry], second: Array | None = None) -> Sequence[Result | None]:
+    def together(self, unit: Sequence[Entry], moment: Moments | None = None) -> Sequence[Result | None]:
         """Return weights that share a projection, or one alone, in their forms; None if one of them is not finite."""
         if not isinstance(unit[0].form, Branched):
-            return [self._alone(entry, second) for entry in unit]
+            return [self._alone(entry, moment) for entry in unit]
         with ExitStack() as stack:
             matrices = [stack.enter_context(entry.target.reading()) for entry in unit]
             if not all(finite(matrix) for matrix in matrices):
                 return [None] * len(unit)
-            return self._repaired(unit, matrices, second)
+            return self._repaired(unit, matrices, moment)
 
-    def _repaired(self, unit: Sequence[Entry], matrices: Sequence[Array], second: Array | None) -> list[Result | None]:
+    def _repaired(
+        self, unit: Sequence[Entry], matrices: Sequence[Array], moment: Moments | None
+    ) -> list[Result | None]:
         """Return weights with what is beside them."""
         assert self.branch != "none"
         members = [
@@ -60,35 +63,35 @@ class Encoder:
                 matrix,
                 entry.target.in_axis,
                 partial(self._quantized, entry),
-                None if second is None or self.rounding not in LEARNT else partial(self._compensating, entry, second),
+                None if moment is None or self.rounding not in LEARNT else partial(self._compensating, entry, moment),
             )
             for entry, matrix in zip(unit, matrices, strict=True)
         ]
-        metric = second[0] if second is not None and self.metric == "inputs" else None
+        metric = moment.second[0] if moment is not None and self.metric == "inputs" else None
         return [
-            Result(found, stored(entry.form, found), *errors(entry.target, matrix, found.decode(), second))
+            Result(found, stored(entry.form, found), *errors(entry.target, matrix, found.decode(), moment))
             for entry, matrix, found in zip(
                 unit, matrices, repaired(members, self.branch, self.rank, metric), strict=True
             )
         ]
 
-    def _alone(self, entry: Entry, second: Array | None = None) -> Result | None:
+    def _alone(self, entry: Entry, moment: Moments | None = None) -> Result | None:
         """Return a weight in its form, None if it is not finite."""
         target = entry.target
         with target.reading() as matrix:
             if not finite(matrix):
                 return None
             if isinstance(entry.form, Schemed):
-                whole = entry.form.encoded(matrix, second)
-                return Result(whole, stored(entry.form, whole), *errors(target, matrix, whole.decode(), second))
-            if second is None:
+                whole = entry.form.encoded(matrix, None if moment is None else moment.second)
+                return Result(whole, stored(entry.form, whole), *errors(target, matrix, whole.decode(), moment))
+            if moment is None:
                 found, lost = self._quantized(entry, matrix), nan
             else:
-                found, lost = compensating(target, matrix, *_layout(entry), second, self.rounding)
+                found, lost = compensating(target, matrix, *_layout(entry), moment, self.rounding)
             return Result(found, stored(entry.form, found), relative_error(matrix, found), sqrt(lost))
 
-    def _compensating(self, entry: Entry, second: Array, matrix: Array) -> Quantized:
-        return compensating(entry.target, matrix, *_layout(entry), second, self.rounding)[0]
+    def _compensating(self, entry: Entry, moment: Moments, matrix: Array) -> Quantized:
+        return compensating(entry.target, matrix, *_layout(entry), moment, self.rounding)[0]
 
     def _quantized(self, entry: Entry, matrix: Array) -> Quantized:
         return quantized(matrix, *_layout(entry), self.rounding)

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from bevel.passes.fitting.damping import damping
 from bevel.passes.fitting.second_order import DAMPING, LEAST_DIAGONAL, Damped
 from bevel.passes.fitting.triangular import factor
 from bevel.passes.formats import Format, Grid
@@ -31,32 +32,34 @@ STRIP: Final = 1024
 ENOUGH: Final = 128
 
 
-def compensated(fmt: Format, weights: Array, grid: Grid, second: Array) -> tuple[Array, float]:
+def compensated(fmt: Format, weights: Array, grid: Grid, second: Array, rows: int | None = None) -> tuple[Array, float]:
     """Return codes `[groups, in, out]` for weights, and the squared error they leave in the layer's output, relative.
 
-    `grid` has the scale of every weight, `second` the second moments of the inputs `[groups, in, in]`.
+    `grid` has the scale of every weight, `second` the second moments of the inputs `[groups, in, in]`, which were seen
+    in so many rows; any number if none is given.
     """
     codes, lost, energy = np.empty(weights.shape, np.uint8), 0.0, 0.0
     for group, moment in enumerate(second):
         order = np.argsort(np.diag(moment), kind="stable")
+        share = DAMPING if rows is None else damping(moment[np.ix_(order, order)], rows)
         single = moment.astype(np.float32)
+        layer = _Layer(fmt, weights[group], grid[group], order, _factor(moment, single, order, share), codes[group])
+        change = layer.settled()
         energy += _energy(weights[group], single)
-        layer = _Layer(fmt, weights[group], grid[group], order, *_factor(moment, single, order), codes[group])
-        lost += layer.settled(0, len(order))
+        lost += _energy(change, single[np.ix_(order, order)])
     return codes, lost / energy if energy > 0 else 0.0
 
 
-def _factor(moment: Array, single: Array, order: Array) -> tuple[Array, Array]:
-    """Return `L_kj / L_jj` and `L_jj` of a damped moment in some order of inputs, in single precision."""
-    single = single[np.ix_(order, order)]
-    single[np.diag_indices_from(single)] += np.float32(DAMPING * np.trace(moment) / len(moment) + LEAST_DIAGONAL)
+def _factor(moment: Array, single: Array, order: Array, share: float) -> Array:
+    """Return `L_kj / L_jj` of a damped moment in some order of inputs, in single precision."""
+    found: Array = single[np.ix_(order, order)]
+    found[np.diag_indices_from(found)] += np.float32(share * np.trace(moment) / len(moment) + LEAST_DIAGONAL)
     try:
-        factor(single)
+        factor(found)
     except np.linalg.LinAlgError:
-        single = np.linalg.cholesky(Damped(moment).matrix[np.ix_(order, order)]).astype(np.float32)
-    steps = np.diag(single).copy()
-    single /= steps
-    return single, steps
+        found = np.linalg.cholesky(Damped(moment, share).matrix[np.ix_(order, order)]).astype(np.float32)
+    found /= np.diag(found).copy()
+    return found
 
 
 def _energy(weights: Array, moment: Array) -> float:
@@ -75,26 +78,28 @@ class _Layer:
     grid: Grid
     order: Array
     factor: Array
-    steps: Array
     codes: Array
 
-    def settled(self, start: int, stop: int) -> float:
-        """Choose the codes of all inputs, and return the squared error of the outputs."""
-        return self._settle(self.weights[self.order], start, stop)
+    def settled(self) -> Array:
+        """Choose the codes of all inputs, and return what the weights lose, in the order of the inputs."""
+        work: Array = self.weights[self.order]
+        self._settle(work, 0, len(work))
+        return work
 
-    def _settle(self, work: Array, start: int, stop: int) -> float:
+    def _settle(self, work: Array, start: int, stop: int) -> None:
         """Choose codes of some inputs, the last first; `work` has what they are rounded from, then their errors."""
         if stop - start <= TOGETHER:
-            return self._settle_each(work[start:stop], slice(start, stop))
+            self._settle_each(work[start:stop], slice(start, stop))
+            return
         middle = (start + stop) // 2
-        lost = self._settle(work, middle, stop)
+        self._settle(work, middle, stop)
         factor = self.factor[middle:stop, start:middle].T
         for strip in range(0, work.shape[1], STRIP):
             outputs = slice(strip, strip + STRIP)
             work[start:middle, outputs] += factor @ work[middle:stop, outputs]
-        return lost + self._settle(work, start, middle)
+        self._settle(work, start, middle)
 
-    def _settle_each(self, work: Array, some: slice) -> float:
+    def _settle_each(self, work: Array, some: slice) -> None:
         inputs = self.order[some]
         weights, grid, factor = self.weights[inputs], self.grid[inputs], self.factor[some, some]
         errors = np.empty_like(work)
@@ -104,9 +109,4 @@ class _Layer:
             row += np.einsum("k,ko->o", factor[place + 1 :, place], errors[place + 1 :])
             np.subtract(weights[place], self.fmt.rounded(row, grid[place]), out=errors[place])
         self.codes[inputs] = self.fmt.codes(work, grid)
-        work -= weights
-        work += errors  # what rounding alone changed, by the formula above
-        work *= self.steps[some, None]
-        lost = float(np.vdot(work, work))
         work[:] = errors
-        return lost

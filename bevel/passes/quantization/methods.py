@@ -6,6 +6,7 @@ from typing import Any, Final
 import numpy as np
 
 from bevel.passes.fitting.layers import Layer
+from bevel.passes.fitting.moments import Moments
 from bevel.passes.formats import Format, Grid, Quantized
 from bevel.passes.formats.blocks import Axis, each, join, parts, split
 from bevel.passes.quantization.adaround import adaptive
@@ -32,7 +33,7 @@ def quantized(matrix: Array, fmt: Format, axis: Axis, block: int, rounding: str)
 
 
 def compensating(
-    target: Target, matrix: Array, fmt: Format, axis: Axis, block: int, second: Array, rounding: str = "gptq"
+    target: Target, matrix: Array, fmt: Format, axis: Axis, block: int, moment: Moments, rounding: str = "gptq"
 ) -> tuple[Quantized, float]:
     """Return a layer's weight in a format, and the relative squared error of its output.
 
@@ -42,7 +43,7 @@ def compensating(
     assert layer is not None
     fmt = fmt.fitted(matrix, axis, block)
     base, blocks = fmt.base(matrix), split(matrix, axis, block)
-    strength = np.einsum("gii->gi", second).astype(np.float32)
+    strength = np.einsum("gii->gi", moment.second).astype(np.float32)
     heavy = np.broadcast_to(strength[:, :, None], _columns(layer, matrix).shape)
     grid = search(fmt, blocks, base, SQUARED, split(_matrix(target, layer, heavy), axis, block))
 
@@ -51,7 +52,7 @@ def compensating(
         return _columns(layer, whole)
 
     of_each = Grid(everywhere(grid.scale), None if grid.zero is None else everywhere(grid.zero))
-    codes, error = LEARNT[rounding](fmt, _columns(layer, matrix), of_each, second)
+    codes, error = LEARNT[rounding](fmt, _columns(layer, matrix), of_each, moment.second, moment.apart)
     return fmt.assemble(split(_matrix(target, layer, codes), axis, block), grid, matrix.shape, axis, block, base), error
 
 
@@ -72,13 +73,13 @@ def relative_error(matrix: Array, found: Quantized) -> float:
     return float(np.sqrt(lost / energy)) if energy > 0 else 0.0
 
 
-def errors(target: Target, matrix: Array, decoded: Array, second: Array | None) -> tuple[float, float]:
-    """Return the relative errors of a weight and of its layer's output; that is NaN without second moments."""
+def errors(target: Target, matrix: Array, decoded: Array, moment: Moments | None) -> tuple[float, float]:
+    """Return the relative errors of a weight and of its layer's output; that is NaN without moments."""
     lost = matrix - decoded
     of_weight = float(np.linalg.norm(lost) / (np.linalg.norm(matrix) or 1))
-    if second is None or target.layer is None:
+    if moment is None or target.layer is None:
         return of_weight, nan
-    noise, energy = (_output(_columns(target.layer, one), second) for one in (lost, matrix))
+    noise, energy = (_output(_columns(target.layer, one), moment.second) for one in (lost, matrix))
     return of_weight, float(np.sqrt(noise / energy)) if energy > 0 else 0.0
 
 

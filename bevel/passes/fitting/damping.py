@@ -1,0 +1,59 @@
+"""How much to damp a second moment, judged by how many rows it is of.
+
+What makes up for an input is a regression on the others, and few rows can be met exactly by many inputs: what fits them
+best serves other rows badly. Damping holds back. Which share `a` of the mean diagonal serves best is foretold by
+generalized cross-validation, from the moment `S` of `n` rows alone. With `S + a level I = L L^T`, of input `j` is left,
+once those before it have explained what they can,
+
+    L_jj^2 g_j / (1 - sum_i<j g_i / n)^2        g_j = (L^-1 S L^-T)_jj: the degrees of freedom that it takes
+
+on rows not seen, and the sum over all `j` is to be least. Source: Golub, Heath and Wahba 1979, Generalized
+Cross-Validation; that one factor gives it for every leading part of the inputs is ours.
+"""
+
+from typing import Any, Final
+
+import numpy as np
+
+from bevel.passes.fitting.second_order import DAMPING, LEAST_DIAGONAL, Damped
+
+Array = np.ndarray[Any, Any]
+
+# With so many rows an input there is nothing to choose.
+PLENTY: Final = 32
+# Shares that are tried, in rising order, until one serves worse than that before it.
+SHARES: Final = (DAMPING, 0.03, 0.1, 0.3, 1.0, 3.0)
+
+
+def damping(second: Array, rows: int) -> float:
+    """Return the share of the mean diagonal of a moment `[n, n]` that is to be added to it.
+
+    `rows` is of how many rows it is, as far as these have nothing to do with each other.
+
+    >>> moment = np.eye(4) + 0.5
+    >>> damping(moment, 1000), damping(moment, 6)
+    (0.01, 3.0)
+    """
+    if rows >= PLENTY * len(second):
+        return DAMPING
+    best, least = DAMPING, np.inf
+    for share in SHARES:
+        left = _unexplained(second, share, rows)
+        if left > least:
+            break
+        best, least = share, left
+    return best
+
+
+def _unexplained(second: Array, share: float, rows: int) -> float:
+    """Return what rows not seen would leave of all inputs; infinity where there are fewer rows than those explain."""
+    from scipy.linalg.lapack import dtrtri
+
+    extra = share * float(np.trace(second)) / len(second) + LEAST_DIAGONAL
+    lower = Damped(second, share).root
+    inverse, _ = dtrtri(lower, lower=1)
+    taken = 1 - extra * np.einsum("ij,ij->i", inverse, inverse)
+    before = np.cumsum(taken) - taken
+    if before[-1] >= rows:
+        return float(np.inf)
+    return float((np.diag(lower) ** 2 * taken / (1 - before / rows) ** 2).sum())
