@@ -15,6 +15,7 @@ from bevel.errors import UnsupportedModel
 from bevel.ir.places import Places
 from bevel.passes.base import Masked, Preserving
 from bevel.passes.pieces import Pieces, compare_in_pieces
+from bevel.passes.rounding import leave_out_rounding
 from bevel.passes.sensitivity import sensitivity
 from bevel.passes.verify import Amplified, Observation, Verdict
 
@@ -50,8 +51,13 @@ def apart_from_amplification(
 def _in_pieces(
     found: Verdict, reference: ir.Model, result: ir.Model, feeds: Iterable[Mapping[str, Any]], where: Places
 ) -> Amplified | None:
-    """Look for a number of pieces in which the promise holds."""
+    """Look for a number of pieces in which the promise holds; where quantized activations are rounded, without that."""
     assert found.amplified is not None
+    if found.unrounded is not None:
+        where = _by_name(result, where)
+        reference, result = reference.clone(), result.clone()
+        leave_out_rounding(reference)
+        leave_out_rounding(result)
     try:
         for count in COUNTS:
             pieces = compare_in_pieces(reference, result, feeds, where, count)
@@ -60,6 +66,12 @@ def _in_pieces(
     except UnsupportedModel:  # what the whole can run, a piece may not
         pass
     return found.amplified
+
+
+def _by_name(model: ir.Model, where: Places) -> Places:
+    """Let what is known of a model's values be asked with those of a copy."""
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    return lambda value: where(values[value.name]) if value.name in values else None
 
 
 def _holds(verdict: Verdict, pieces: Pieces) -> bool:

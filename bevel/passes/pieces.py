@@ -70,7 +70,7 @@ def compare_in_pieces(
         truth, pieces = Decoded(whole, reference), Decoded(parts, result)
         for feed in feeds:
             answers = truth.run(feed)
-            given = {name: np.ascontiguousarray(gathered(answers[name], kept[name])) for name in kept}
+            given = {name: np.asarray(gathered(answers[name], kept[name]), order="C") for name in kept}
             got = pieces.run({**feed, **{GIVEN.format(name): array for name, array in given.items()}})
             worst = max(worst, *(apart(array, got[name]) for name, array in given.items()), 0.0)
             expected.append({name: answers[name] for name in names})

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from bevel.errors import UsageError
 from bevel.ir.coupling import Freedom
 from bevel.ir.groups import Analysis, Group, analyse
+from bevel.ir.places import Places, places
 from bevel.passes.base import SAMPLES, Context, Doc, Outcome, Pass, Preserving, Promise, Range
 from bevel.passes.choice import choose, left_out
 from bevel.passes.formats import block_format
@@ -79,7 +80,7 @@ class ReorderChannels(Pass):
         told = [f"{changed} of {len(analysis.groups)} groups reordered", *notes]
         if copies:
             told.append(f"{copies} tables copied, so that layers need not share them")
-        return Outcome(notes=(*told, *left_out(analysis.groups, Freedom.PERMUTE)))
+        return Outcome(notes=(*told, *left_out(analysis.groups, Freedom.PERMUTE)), where=_where(analysis, orders))
 
     def _orders(
         self, analysis: Analysis, groups: Sequence[Group], context: Context
@@ -132,3 +133,10 @@ def _entries(text: str) -> range:
     if found is None:
         raise UsageError(f"{text!r} is no entry", where="reorder-channels: first", remedy="write 3, or 8-11")
     return range(int(found[1]), int(found[2] or found[1]) + 1)
+
+
+def _where(analysis: Analysis, orders: Mapping[Target, Array]) -> Places | None:
+    """Say where entries stand that were put in order; not where heads have orders of their own."""
+    if any(target.heads is not None for target in orders):
+        return None
+    return places(analysis, {target.name: order[0] for target, order in orders.items()})

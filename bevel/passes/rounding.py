@@ -14,6 +14,7 @@ from bevel.ir.canonical.constants import known
 from bevel.ir.canonical.dead import remove_dead
 from bevel.ir.names import Names
 from bevel.ir.resize import add_initializer
+from bevel.passes.dynamic_rounding import leave_out_dynamic_rounding
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 DOMAINS: Final = ("", "com.microsoft")
@@ -58,15 +59,15 @@ def leave_out_rounding(model: ir.Model) -> int:
     """Replace activations that are quantized and dequantized at once by activations clipped to the same range.
 
     Only where one scale holds for the whole tensor, and the same on both sides: were a scale for each channel left out,
-    one could not see any more whether it moved along with its channel. Products with weights in blocks no longer round
-    their activations either. Returns how many were replaced.
+    one could not see any more whether it moved along with its channel. Products of integers with what is quantized at
+    run time, and products with weights in blocks, no longer round their activations either. Returns how many there are.
     """
     names = Names(model)
     nodes = [node for graph in model.graphs() for node in graph if _rounds(node)]
     for node in nodes:
         _clip(node, names)
     remove_dead(model)
-    return len(nodes) + multiply_precisely(model)
+    return len(nodes) + leave_out_dynamic_rounding(model) + multiply_precisely(model)
 
 
 def multiply_precisely(model: ir.Model) -> int:

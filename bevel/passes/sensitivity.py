@@ -19,6 +19,8 @@ from bevel.passes.deviation import deviate
 from bevel.passes.verify import Observation, observe
 
 MOVED: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+LONG: Final = 32
+"""A vector with so many entries has one for each channel; a model of integers has no matrix of floats to move."""
 Array = np.ndarray[Any, Any]
 
 
@@ -39,15 +41,15 @@ def sensitivity(model: ir.Model, feeds: Iterable[Mapping[str, Any]], answers: Ob
 
 
 def nudged(model: ir.Model) -> ir.Model:
-    """Return a copy whose matrices and kernels are moved by one unit in the last place, up or down at random.
+    """Return a copy whose matrices, kernels and long vectors are moved by one unit in the last place, up or down.
 
-    Vectors stay: among them are sizes, bounds and steps, of which no unit is to be lost.
+    Short vectors stay: among them are sizes, bounds and steps, of which no unit is to be lost.
     """
     copy = model.clone()
     values = (value for graph in copy.graphs() for value in graph.initializers.values())
     for number, value in enumerate(values):
         source = value.const_value
-        if source is not None and source.dtype in MOVED and len(source.shape) > 1:
+        if source is not None and source.dtype in MOVED and (len(source.shape) > 1 or source.size >= LONG):
             move = partial(_nudged, source, number)
             shape = ir.Shape(source.shape.numpy())
             value.const_value = ir.LazyTensor(move, dtype=source.dtype, shape=shape, name=value.name)

@@ -158,3 +158,24 @@ def test_vectors_and_integers_stay_where_they_are():
     assert np.array_equal(after["b"].const_value.numpy(), [1, 2])
     assert (after["w"].const_value.numpy() != before["w"].const_value.numpy()).all()
     assert nudge(np.arange(3), 0).tolist() == [0, 1, 2]
+
+
+def test_a_number_without_axes_crosses_a_cut():
+    text = """
+    g (float[n, 8] x) => (float[n, 8] y) {
+      total = ReduceSum <keepdims = 0> (x)  a = MatMul (x, w)  b = Relu (a)  c = MatMul (b, w)  y = Mul (c, total)
+    }"""
+    model = graph(text, {"w": (8, 8)})
+    feeds = [{"x": np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)}]
+    found = compare_in_pieces(model, model, feeds, places(analyse(model), {}), 4)
+    assert found.count > 2 and found.error == 0
+
+
+def test_vectors_of_channels_move_and_lists_of_sizes_stay():
+    text = 'g (float[n, 64] x) => (float[m, 64] y) { h = Mul (x, gain)  y = Resize <mode = "nearest"> (h, , sizes) }'
+    model = graph(text, {"gain": (64,), "sizes": (2,)})
+    before, after = model.graph.initializers, nudged(model).graph.initializers
+    moved = {
+        name: not np.array_equal(before[name].const_value.numpy(), after[name].const_value.numpy()) for name in before
+    }
+    assert moved == {"gain": True, "sizes": False}

@@ -1,6 +1,7 @@
 """A rounding that falls the other way is told from a mistake; neither hides the other."""
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -97,6 +98,53 @@ def test_only_what_is_dequantized_at_once_with_one_scale_is_left_out(old, new):
     for name, shape in WEIGHTS.items():
         model.graph.initializers[name] = ir.Value(name=name, const_value=ir.tensor(np.ones(shape, np.float32)))
     assert leave_out_rounding(model) == 0
+
+
+DYNAMIC = """
+g (float[n, 4, 5] x) => (float[n, 4, 6] y, float[n, 3, 3] z) {
+  q, scale, zero = DynamicQuantizeLinear (x)
+  i = MatMulInteger (q, w, zero, offset)
+  f = Cast <to = 1> (i)
+  y = Mul (f, scale)
+  j = ConvInteger (q, kernel, zero)
+  g = Cast <to = 1> (j)
+  z = Mul (g, scale)
+}
+"""
+
+
+def dynamic(text=DYNAMIC):
+    model = onnx.parser.parse_model('<ir_version: 10, opset_import: ["" : 21]>' + text)
+    for name, shape in {"w": (5, 6), "offset": (6,), "kernel": (3, 4, 3)}.items():
+        array = np.random.default_rng(0).integers(-9, 9, shape).astype(np.int8)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return ir.from_proto(model)
+
+
+def test_products_of_what_is_quantized_at_run_time_become_products_of_floats():
+    x = np.random.default_rng(1).standard_normal((2, 4, 5)).astype(np.float32)
+    rounds, smooth = dynamic(), dynamic()
+    assert leave_out_rounding(smooth) == 1
+    w, offset = (rounds.graph.initializers[name].const_value.numpy().astype(np.float32) for name in ("w", "offset"))
+    with verifying.Session(rounds) as session, verifying.Session(smooth) as other:
+        rough, fine = session.run({"x": x}), other.run({"x": x})
+    np.testing.assert_allclose(fine["y"], x @ (w - offset), atol=1e-4)
+    for name in ("y", "z"):
+        assert 1e-4 < np.abs(rough[name] - fine[name]).max() < 0.05 * np.abs(fine[name]).max()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("f = Cast <to = 1> (i)", "k = Add (i, i) f = Cast <to = 1> (k)"),
+        ("z = Mul (g, scale)", "k = Cast <to = 1> (q) l = ReduceMax <keepdims = 0> (k) z = Mul (g, l)"),
+        ("i = MatMulInteger (q, w, zero, offset)", "i = MatMulInteger (q, w, offset, offset)"),
+        ("i = MatMulInteger (q, w, zero, offset)", "i = MatMulInteger (q, w)"),
+    ],
+    ids=["integers go on", "codes go elsewhere", "another zero point", "no zero point"],
+)
+def test_codes_that_are_used_as_integers_stay(old, new):
+    assert leave_out_rounding(dynamic(DYNAMIC.replace(old, new))) == 0
 
 
 def test_saturation_stays():
