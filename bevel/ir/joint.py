@@ -23,7 +23,6 @@ from bevel.ir.groups import Analysis, Group
 from bevel.ir.mixing import mixed
 from bevel.ir.strands import Occurrence, alternatives
 from bevel.ir.symmetry import Motion
-from bevel.ir.within import host
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +40,8 @@ class Joint:
         return self.heads.size * self.group.size
 
 
-def joint(analysis: Analysis, group: Group, motion: Motion) -> Joint | None:
-    """Return a motion along a group as one of each head by itself, if that is one."""
-    heads = host(analysis, group)
+def joint(analysis: Analysis, group: Group, motion: Motion, heads: Group | None) -> Joint | None:
+    """Return a motion along a group as one of each head by itself, if that is one; `heads` is the group's `host`."""
     for other in () if heads is None else heads.motions(Freedom.SCALE):
         beside = {each: found for each in motion.exponents if (found := _beside(analysis, each, other)) is not None}
         same = all(other.exponents[head] == motion.exponents[each] for each, head in beside.items())

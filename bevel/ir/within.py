@@ -41,12 +41,18 @@ def host(analysis: Analysis, group: Group) -> Group | None:
 def hosts(analysis: Analysis, groups: Iterable[Group]) -> dict[Group, Group]:
     """Return the `host` of each of several groups that has one."""
     by_dim = {each.dim: each for each in analysis.groups}
+    around = {
+        group: [by_dim[dim] for dim in dict.fromkeys(outer_dims(analysis, group)) if dim in by_dim]
+        for group in groups
+        if group.allows(Freedom.PERMUTE)
+    }
+    if not any(around.values()):
+        return {}
     nodes = _Nodes(analysis)
     found: dict[Group, Group] = {}
-    for group in groups:
-        around = dict.fromkeys(outer_dims(analysis, group)) if group.allows(Freedom.PERMUTE) else {}
-        heads = (by_dim[dim] for dim in around if dim in by_dim and by_dim[dim].allows(Freedom.SELECT))
-        free = next((each for each in heads if nodes.agree(group.dim, each.dim)), None)
+    for group, heads in around.items():
+        able = (each for each in heads if each.allows(Freedom.SELECT))
+        free = next((each for each in able if nodes.agree(group.dim, each.dim)), None)
         if free is not None:
             found[group] = free
     return found

@@ -87,7 +87,7 @@ class QuantizeBlocks(Pass):
 
     Example: quantize-blocks{formats=uint2,uint4,uint8 bits=4.5 block=32 rounding=gptq}
 
-    Source: Frantar et al. 2023, GPTQ; Golub, Heath and Wahba 1979 (how far few samples are believed); Nagel et al. 2020,
+    Source: Frantar et al. 2023, GPTQ; Golub, Heath and Wahba 1979 (how far samples are believed); Nagel et al. 2020,
     AdaRound; Ding et al. 2024, CBQ; Cheng et al. 2024, SignRound; Badri and Shaji 2023, HQQ; Rouhani et al. 2023,
     Microscaling Data Formats; Zhao et al. 2024, MixDQ (mixed formats); Yao et al. 2023, ZeroQuant-V2 (lorc); Li et al.
     2024, SVDQuant; Heo et al. 2024, Rethinking Channel Dimensions (AdaDim, `axis=auto`).

@@ -17,6 +17,7 @@ from bevel.ir.joint import joint, scale_within
 from bevel.ir.rules import fused_attention
 from bevel.ir.rules.attention import alone, attending
 from bevel.ir.transform import move
+from bevel.ir.within import host
 from bevel.passes.base import REASSOCIATION_RTOL
 from bevel.transport import check_motions
 from tests.ir.contrib_cases import Case, floats, whole
@@ -152,7 +153,7 @@ def test_every_head_scales_by_factors_of_its_own(each: Case) -> None:
     for place in ("wq[1.2]" if each is not MULTIPLE else "wq[1.1]", "wv[1.1]"):
         found = next(each for each in analysis.groups if place in map(str, each.members))
         for motion in found.motions("scale"):
-            along = joint(analysis, found, motion)
+            along = joint(analysis, found, motion, host(analysis, found))
             assert along is not None
             scale_within(analysis, along, np.exp2(random.integers(-3, 4, (2, found.size))))
     assert np.array_equal(output(model), expected)

@@ -6,6 +6,7 @@ import pytest
 from bevel.errors import EditRefused
 from bevel.ir.groups import analyse
 from bevel.ir.joint import joint, scale_within
+from bevel.ir.within import host
 from bevel.passes.execution import Execution
 from tests.graphs import graph
 from tests.passes.nets import GROUPED, GROUPED_WEIGHTS, Net
@@ -35,7 +36,7 @@ def test_every_head_scales_its_channels_by_factors_of_its_own(powers):
     net = Net("grouped")
     analysis, group, (motion,) = values_of(net.model)
     before = {name: net[name] for name in GROUPED_WEIGHTS}
-    found = joint(analysis, group, motion)
+    found = joint(analysis, group, motion, host(analysis, group))
     assert (found.size, found.heads.size) == (6, 2)
     expected = answers(net.model, net.feeds)
     scale_within(analysis, found, powers)
@@ -50,20 +51,20 @@ def test_queries_and_keys_move_in_opposite_ways(powers):
     analysis = analyse(net.model)
     group = analysis["wq[1.2]"]
     expected = answers(net.model, net.feeds)
-    scale_within(analysis, joint(analysis, group, group.motions("scale")[0]), powers)
+    scale_within(analysis, joint(analysis, group, group.motions("scale")[0], host(analysis, group)), powers)
     assert all(map(np.array_equal, expected, answers(net.model, net.feeds)))
 
 
 def test_what_all_heads_share_ties_them_together():
     analysis, group, motions = values_of(graph(SHARED, {**GROUPED_WEIGHTS, "gain": (3,)}))
-    assert len(motions) == 2 and not any(joint(analysis, group, motion) for motion in motions)
+    assert len(motions) == 2 and not any(joint(analysis, group, motion, host(analysis, group)) for motion in motions)
 
 
 def test_a_tensor_that_is_left_behind_shows(powers):
     net = Net("grouped")
     analysis, group, (motion,) = values_of(net.model)
     kept = {each: power for each, power in motion.exponents.items() if each.value.name != "wo"}
-    found = replace(joint(analysis, group, motion), motion=replace(motion, exponents=kept))
+    found = replace(joint(analysis, group, motion, host(analysis, group)), motion=replace(motion, exponents=kept))
     expected = answers(net.model, net.feeds)
     scale_within(analysis, found, powers)
     assert not all(map(np.allclose, expected, answers(net.model, net.feeds)))
@@ -74,4 +75,4 @@ def test_factors_are_positive():
     analysis, group, (motion,) = values_of(net.model)
     for bad in (np.zeros((2, 3)), np.full((2, 3), np.inf), np.ones(3)):
         with pytest.raises(EditRefused, match="2 x 3 positive factors"):
-            scale_within(analysis, joint(analysis, group, motion), bad)
+            scale_within(analysis, joint(analysis, group, motion, host(analysis, group)), bad)

@@ -275,3 +275,17 @@ def test_a_rotation_that_moves_the_mean_shows(monkeypatch) -> None:
     monkeypatch.setattr(room, "check", lambda each: None)
     rotate(model, {"table[1]": np.linalg.qr(np.random.default_rng(1).standard_normal((8, 8)))[0]})
     assert difference(outputs(model, FEED), expected) > 1e-2
+
+
+def test_a_tensor_may_move_any_number_of_times():
+    model = graph(
+        "n (float[2, 4] x) => (float[2, 3] y) { h = MatMul (x, w1)  y = MatMul (h, w2) }", {"w1": (4, 5), "w2": (5, 3)}
+    )
+    before = {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
+    factor = np.array([1.01, 0.99, 1.0, 1.02, 0.98])
+    for _ in range(1500):  # more often than Python calls nest
+        scale(model, {"w1[1]": factor})
+    for name, power in (("w1", 1500), ("w2", -1500)):
+        moved = model.graph.initializers[name].const_value.numpy()
+        along = factor if name == "w1" else factor[:, None]
+        np.testing.assert_allclose(moved, before[name] * along**power, rtol=1e-5)

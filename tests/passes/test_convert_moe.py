@@ -387,3 +387,10 @@ def test_what_comes_out_is_a_whole_model(tmp_path):
     assert verify(model, again, feeds, Preserving()).error <= REASSOCIATION_RTOL
     report = optimize(again, "reorder-channels,prune-channels{ratio=0.25}", calibration=feeds)
     assert all("0 of" not in step.notes[0] for step in report.steps)  # experts are layers like others
+
+
+def test_a_layer_that_overflows_is_named_with_what_to_do():
+    model, feeds, *_ = planted()
+    huge = [{"x": feed["x"] * np.float32(1e20)} for feed in feeds]
+    with pytest.raises(EditRefused, match=r"layer 'up\[1\]': what it computes of the samples overflows\n.*skip=up"):
+        bevel.optimize(model, "convert-moe{experts=8 active=2 shared=0}", calibration=huge)

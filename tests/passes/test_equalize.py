@@ -9,7 +9,7 @@ from bevel.ir.transform import move
 from bevel.passes.equalize import Equalize
 from bevel.passes.fitting.layers import layers
 from bevel.passes.pipeline import optimize
-from bevel.passes.scaling import motions
+from bevel.passes.scaling import balance, motions
 from bevel.passes.scaling.balance import SETTLED, Balance, balanced
 from bevel.testing import check_pass
 from tests.passes.nets import Net
@@ -49,6 +49,20 @@ def test_a_chain_with_a_depthwise_kernel_settles(first):
     assert np.allclose(ranges(w1, 0), ranges(w2, 0), rtol=CLOSE)
     assert np.allclose(ranges(w2, 0), ranges(w3, 1), rtol=CLOSE)
     assert len(list(net.model.graph)) == 5
+
+
+def test_chains_that_drive_each_other_on_are_stopped(monkeypatch):
+    def rounds():
+        net = Net("depthwise")
+        net.put("w1", net["w1"] * np.geomspace(0.01, 100, len(net["w1"])).reshape(-1, 1, 1, 1))
+        (step,) = optimize(net.model, "equalize", calibration=net.feeds).steps
+        return int(step.notes[0].split()[-2]), np.abs(np.log(np.abs(net["w1"]).max((1, 2, 3)))).max()
+
+    several, far = rounds()
+    monkeypatch.setattr(balance, "FARTHEST", 1.0)
+    first, near = rounds()
+    assert (several > 2, first) == (True, 1)
+    assert near != pytest.approx(far, rel=0.05)
 
 
 @pytest.mark.parametrize("passes", ["equalize", "fold,equalize"])

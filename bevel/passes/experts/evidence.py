@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from scipy.linalg.lapack import dtrtri
 
+from bevel.errors import EditRefused
 from bevel.ir.feed_forward import FeedForward
 from bevel.ir.split import Parts
 from bevel.passes.base import Context, Runtime
@@ -118,9 +119,18 @@ class Evidence:
 
     @cached_property
     def second(self) -> Array:
-        """The second moment of the hidden entries around `mean`, over the rows to fit on, `[entries, entries]`."""
+        """The second moment of the hidden entries around `mean`, over the rows to fit on, `[entries, entries]`.
+
+        Raises `EditRefused` where it is infinite.
+        """
         hidden = self.hidden[self.fitted]
         moment: Array = (hidden.T @ hidden).astype(np.float64)
+        if not np.isfinite(moment).all():
+            raise EditRefused(
+                "what it computes of the samples overflows",
+                where=f"layer {self.layer.name!r}",
+                remedy=f"give calibration data like what the model is used on, or leave it alone: skip={self.layer.name}",
+            )
         moment /= len(hidden)
         moment -= np.outer(self.mean, self.mean)
         return moment

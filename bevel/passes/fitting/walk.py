@@ -46,15 +46,15 @@ class Walk:
 
     def values(self, value: ir.Value) -> Iterator[Array]:
         """Yield a value that the node reached takes, feed by feed."""
-        maker = value.producer()
-        if maker is not None and maker in self._fixed:
-            yield from [self._constant(value)] * len(self._feeds)
-            return
-        for feed in self._feeds:
-            yield feed[value]
+        if value.producer() in self._fixed:
+            return self._constant(value)
+        return (feed[value] for feed in self._feeds)
 
     def ahead(self, value: ir.Value) -> Iterator[Array]:
         """Yield what a value that is still to come would be, feed by feed; the walk stays where it is."""
+        return self._constant(value) if value.producer() in self._fixed else self._computed(value)
+
+    def _computed(self, value: ir.Value) -> Iterator[Array]:
         model, feeds = self.stretch(value)
         with self._runtime.open(model) as runs:
             for feed in feeds:
@@ -79,12 +79,12 @@ class Walk:
         model, inputs = self._piece([*self._makers(taken), *piece], [value])
         return model, [{each.name or "": feed[each] for each in inputs if each in feed} for feed in self._feeds]
 
-    def _constant(self, value: ir.Value) -> Array:
-        """Return what is computed from weights alone, as they are now."""
+    def _constant(self, value: ir.Value) -> Iterator[Array]:
+        """Yield what is computed from weights alone, as they are now, feed by feed."""
         model, _ = self._piece(self._makers([value]), [value])
         with self._runtime.open(model) as runs:
             array: Array = runs.run({})[value.name or ""]
-        return array
+        yield from [array] * len(self._feeds)
 
     def _run(self, piece: list[ir.Node]) -> None:
         """Run some nodes on every feed, and keep what later ones take."""

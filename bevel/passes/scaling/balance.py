@@ -18,6 +18,8 @@ Array = np.ndarray[Any, Any]
 
 # Ranges that differ by less are the same: one step of eight bits.
 SETTLED: Final = 1e-2
+# Chains around a loop can drive each other on for ever: no entry is scaled by more, but by the first round alone.
+FARTHEST: Final = 1e4
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +59,13 @@ class Balance:
         self.factors = {chain: np.ones(chain.direction.size) for chain in chains}
 
     def settle(self, most: int) -> int:
-        """Balance chain after chain until all are, or often enough; return how often."""
+        """Balance chain after chain until all are, often enough, or as far as they may go; return how often."""
         for done in range(1, most + 1):
+            arrays, factors = dict(self._arrays), dict(self.factors)
             moved = [self._balance(chain) for chain in self._chains]
+            if done > 1 and max(np.abs(np.log(factor)).max() for factor in self.factors.values()) > np.log(FARTHEST):
+                self._arrays, self.factors = arrays, factors
+                return done - 1
             if max(moved, default=0.0) < SETTLED:
                 return done
         return most

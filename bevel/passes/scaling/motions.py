@@ -21,6 +21,7 @@ from bevel.ir.joint import Joint, entries, entries_within, joint, scale_within
 from bevel.ir.strands import Occurrence
 from bevel.ir.symmetry import Motion
 from bevel.ir.transform import Move, move
+from bevel.ir.within import hosts
 from bevel.passes.choice import MOST_REASONS
 from bevel.passes.fitting.layers import Layer, layers
 from bevel.passes.patterns import asked
@@ -115,17 +116,19 @@ def directions(analysis: Analysis, only: Sequence[str], skip: Sequence[str]) -> 
 
     Channels of heads are scaled head by head where that is allowed, which makes a scale of whole heads superfluous.
     """
-    found = [_direction(analysis, group, motion) for group in analysis.groups for motion in _motions(group)]
+    moving = {group: motions for group in analysis.groups if (motions := _motions(group))}
+    heads = hosts(analysis, moving)
+    found = [
+        Direction(group, motion, joint(analysis, group, motion, heads.get(group)))
+        for group, motions in moving.items()
+        for motion in motions
+    ]
     whole = {(each.joint.heads, frozenset(each.joint.beside.values())) for each in found if each.joint is not None}
     return [
         each
         for each in found
         if (each.group, frozenset(each.motion.exponents)) not in whole and _asked(each, only, skip)
     ]
-
-
-def _direction(analysis: Analysis, group: Group, motion: Motion) -> Direction:
-    return Direction(group, motion, joint(analysis, group, motion))
 
 
 def _asked(each: Direction, only: Sequence[str], skip: Sequence[str]) -> bool:
