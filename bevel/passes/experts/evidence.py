@@ -129,7 +129,7 @@ class Evidence:
             raise EditRefused(
                 "what it computes of the samples overflows",
                 where=f"layer {self.layer.name!r}",
-                remedy=f"give calibration data like what the model is used on, or leave it alone: skip={self.layer.name}",
+                remedy=f"calibrate with data like those the model is for, or leave it alone: skip={self.layer.name}",
             )
         moment /= len(hidden)
         moment -= np.outer(self.mean, self.mean)
