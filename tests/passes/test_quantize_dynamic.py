@@ -10,7 +10,9 @@ from bevel.backends.onnxruntime import Level, Session
 from bevel.errors import PromiseBroken
 from bevel.passes.activations.dynamic import Products
 from bevel.passes.activations.grids import coded, spanning
-from bevel.passes.quantize_dynamic import QuantizeDynamic
+from bevel.passes.activations.ledger import Ledger
+from bevel.passes.activations.sites import sites
+from bevel.passes.quantize_dynamic import OPERATORS, QuantizeDynamic
 from tests.graphs import graph, proto
 
 
@@ -162,3 +164,14 @@ def test_the_result_is_saved_loaded_and_goes_through_other_passes(tmp_path):
     np.testing.assert_array_equal(answers(again, feeds), answers(model, feeds))
     bevel.optimize(again, "simplify,prune-channels{ratio=0.25}", calibration=feeds)
     assert answers(again, feeds)[0].shape == (5, 4)
+
+
+def test_layers_that_share_a_weight_are_counted_apart():
+    model = graph("net (float[n, 16] x) => (float[n, 16] y) { a = MatMul (x, w)  y = MatMul (a, w) }", {"w": (16, 16)})
+    (first, second), _ = sites(model, (), (), OPERATORS)
+    ledger = Ledger({})
+    ledger.keep(first, 0.01)
+    ledger.leave(second, "it loses too much")
+    first_line, *_, last_line = ledger.notes()
+    assert first_line == "1 of 2 layers compute in 8 bits"
+    assert last_line == "left in floats: y: it loses too much"

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from bevel.ir.canonical.constants import known
 from bevel.passes.activations.grids import Range
-from bevel.passes.fitting.layers import BIAS, CONV, GEMM, MATMUL, Layer, layers
+from bevel.passes.fitting.layers import BIAS, CONV, GEMM, MATMUL, WEIGHT, Layer, layers
 from bevel.passes.patterns import asked
 
 Array = np.ndarray[Any, Any]
@@ -37,8 +37,11 @@ class Site:
 
     @property
     def name(self) -> str:
-        """What the layer is called in messages."""
-        return self.layer.weight.name or self.node.name or ""
+        """What the layer is called in messages: by its weight, or by its node where others share the weight."""
+        weight, operand = self.layer.weight, self.node.inputs[WEIGHT]
+        shared = len(weight.uses()) > 1 or (operand is not None and len(operand.uses()) > 1)
+        node = self.node.name or self.node.outputs[0].name or ""
+        return node if shared else weight.name or node
 
     @property
     def is_convolution(self) -> bool:
