@@ -21,12 +21,12 @@ class Ledger:
 
     def leave(self, site: Site, why: str) -> None:
         """Note that a layer stays in floats."""
-        self.errors.pop(site.name, None)
-        self.left[site.name] = why
+        self.errors.pop(site.title, None)
+        self.left[site.title] = why
 
     def keep(self, site: Site, error: float) -> None:
         """Note that a layer computes in 8 bits."""
-        self.errors[site.name] = max(error, self.errors.get(site.name, 0.0))
+        self.errors[site.title] = max(error, self.errors.get(site.title, 0.0))
 
     @property
     def worst(self) -> tuple[str, ...]:

@@ -37,6 +37,11 @@ class Site:
 
     @property
     def name(self) -> str:
+        """What its weight is called, and what is made of it."""
+        return self.layer.weight.name or self.node.name or ""
+
+    @property
+    def title(self) -> str:
         """What the layer is called in messages: by its weight, or by its node where others share the weight."""
         weight, operand = self.layer.weight, self.node.inputs[WEIGHT]
         shared = len(weight.uses()) > 1 or (operand is not None and len(operand.uses()) > 1)
