@@ -75,3 +75,28 @@ def test_gptq_of_few_rows_serves_others_as_well(monkeypatch):
     assert error("gptq") < error("clip")
     monkeypatch.setattr("bevel.passes.quantization.feedback.damping", lambda moment, rows: DAMPING)
     assert error("gptq") > error("clip")  # negative control: with the usual damping it does harm
+
+
+MLP = """
+mlp (float[n, 40] x) => (float[n, 30] y) {
+  h = MatMul (x, first)
+  r = Relu (h)
+  y = MatMul (r, second)
+}
+"""
+
+
+def test_a_refit_of_few_rows_serves_others_as_well(monkeypatch):
+    rng = np.random.default_rng(4)
+    few, others = ({"x": rng.standard_normal((rows, 40)).astype(np.float32)} for rows in (40, 2000))
+    shapes = {"first": (40, 60), "second": (60, 30)}
+    wanted = run(graph(MLP, shapes), others)
+
+    def error(options):
+        model = graph(MLP, shapes)
+        bevel.optimize(model, f"prune-channels{{ratio=0.3 {options}}}", calibration=[few])
+        return np.linalg.norm(run(model, others) - wanted)
+
+    assert error("refit=true") < error("")
+    monkeypatch.setattr("bevel.passes.fitting.refit.damping", lambda moment, rows: DAMPING)
+    assert error("refit=true") > 1.2 * error("")  # negative control

@@ -19,16 +19,23 @@ from bevel.passes.fitting.second_order import DAMPING, LEAST_DIAGONAL, Damped
 
 Array = np.ndarray[Any, Any]
 
+# Rows of one sample follow each other: so many count as one.
+ALIKE: Final = 2
 # With so many rows an input there is nothing to choose.
 PLENTY: Final = 32
 # Shares that are tried, in rising order, until one serves worse than that before it.
 SHARES: Final = (DAMPING, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 
+def apart(rows: int, samples: int) -> int:
+    """Return as how many rows that have nothing to do with each other those of so many samples count."""
+    return max(samples, rows // ALIKE)
+
+
 def damping(second: Array, rows: int) -> float:
     """Return the share of the mean diagonal of a moment `[n, n]` that is to be added to it.
 
-    `rows` is of how many rows it is, as far as these have nothing to do with each other.
+    `rows` is of how many rows it is that have nothing to do with each other.
 
     >>> moment = np.eye(4) + 0.5
     >>> damping(moment, 1000), damping(moment, 6)

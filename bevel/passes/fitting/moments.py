@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bevel.passes.base import Context, Runtime
+from bevel.passes.fitting.damping import apart, damping
 from bevel.passes.fitting.layers import Layer
 from bevel.passes.fitting.normalization import align, is_normalization
 from bevel.passes.fitting.second_order import SecondOrder
@@ -18,8 +19,6 @@ from bevel.passes.fitting.walk import Walk
 
 Array = np.ndarray[Any, Any]
 
-# Rows of one sample follow each other: so many count as one.
-ALIKE: Final = 2
 # Inputs whose products are summed at a time, and how many rows they are summed over at least.
 STRIP: Final = 512
 MANY: Final = 1024
@@ -53,7 +52,7 @@ class Moments:
     def orders(self, mean: bool) -> list[SecondOrder]:
         """Return what follows from the moments of each group about the mean, or about zero; kept for the next time."""
         if mean not in self._orders:
-            self._orders[mean] = [SecondOrder(group) for group in self.about(mean)]
+            self._orders[mean] = [SecondOrder(group, damping(group, self.apart)) for group in self.about(mean)]
         return self._orders[mean]
 
 
@@ -107,14 +106,15 @@ def gather(layer: Layer, arrays: Iterable[Array], runtime: Runtime) -> Moments:
 
 def _of_patches(layer: Layer, arrays: Iterable[Array], runtime: Runtime) -> Moments:
     """Return the moments of what is under the kernel of a convolution."""
-    count, total, second = 0, np.zeros(()), np.zeros(())
+    count, samples, total, second = 0, 0, np.zeros(()), np.zeros(())
     with runtime.open(sums(layer)) as runs:
         for array in arrays:
+            samples += len(array)
             answer = runs.run({"x": array})
             count += int(answer["rows"][0])
             total = total + answer["total"].astype(np.float64)
             second = second + answer["second"].astype(np.float64)
-    return Moments(count, total / max(count, 1), second / max(count, 1), count // ALIKE)
+    return Moments(count, total / max(count, 1), second / max(count, 1), apart(count, samples))
 
 
 def _of_rows(width: int, arrays: Iterable[Array]) -> Moments:
@@ -129,7 +129,7 @@ def _of_rows(width: int, arrays: Iterable[Array]) -> Moments:
             second[start:stop, :stop] += rows[:, start:stop].T @ rows[:, :stop]
     second /= max(count, 1)
     mirror(second)
-    return Moments(count, total[None] / max(count, 1), second[None], max(samples, count // ALIKE))
+    return Moments(count, total[None] / max(count, 1), second[None], apart(count, samples))
 
 
 def _together(width: int, arrays: Iterable[Array]) -> Iterator[tuple[Array, int]]:

@@ -7,6 +7,8 @@ up for what the layers before it got wrong:
     minimize  mean |W x + b - W' y - b'|^2 + lambda |W' - W0|^2      x: input of the original, y: input of the pruned
     W' = W0 + (W C - W0 H) (H + lambda I)^-1                         C = cov(x, y), H = cov(y), W0: W as it was cut
 
+(`lambda` grows where rows are few: `bevel.passes.fitting.damping`.)
+
 Where a layer can add no constant, moments take the place of covariances. A normalization by fixed statistics then gets
 those that its input has now, relative to what the original's input has on the same samples:
 
@@ -31,6 +33,7 @@ from bevel.ir.groups import Analysis, analyse
 from bevel.ir.piece import uses
 from bevel.passes.base import Context
 from bevel.passes.calibration import Feed
+from bevel.passes.fitting.damping import apart, damping
 from bevel.passes.fitting.layers import CONV, Layer, layers, rounded
 from bevel.passes.fitting.normalization import (
     DATA,
@@ -198,7 +201,7 @@ class _Fitting:
         with self.context.runtime.open(joint_sums(whole, small, groups)) as runs:
             pairs = zip(self.whole.values(whole.data), self.small.values(small.data), strict=True)
             for x, y in pairs:
-                sums.add(runs.run({"x": x, "y": y}))
+                sums.add(runs.run({"x": x, "y": y}), len(x))
         return sums
 
     def _normalization(self, node: ir.Node, twin: ir.Node) -> None:
@@ -224,16 +227,19 @@ class _Fitting:
 
 @dataclass
 class _Part:
-    """What one group of a layer reads, in both models: means, moments of the small one, and moments across."""
+    """What one group of a layer reads in both models: means, moments of the small one and across, of so many rows."""
 
     mean_whole: Array
     mean_small: Array
     second: Array
     cross: Array
+    rows: int
 
     def correction(self, wanted: Array, start: Array) -> Array:
         """Return what to add to the weights `start` to come close to what `wanted` give in the original."""
-        return Damped(self.second).solve((wanted @ self.cross - start @ self.second).T).T
+        return (
+            Damped(self.second, damping(self.second, self.rows)).solve((wanted @ self.cross - start @ self.second).T).T
+        )
 
 
 class _Sums:
@@ -241,8 +247,10 @@ class _Sums:
 
     def __init__(self) -> None:
         self.totals: dict[str, Array] = {}
+        self.samples = 0
 
-    def add(self, answer: Mapping[str, Array]) -> None:
+    def add(self, answer: Mapping[str, Array], samples: int) -> None:
+        self.samples += samples
         for name, array in answer.items():
             if name in self.totals:
                 self.totals[name] += array
@@ -260,11 +268,12 @@ class _Sums:
         x, y, second, cross = (self.totals[name][group] for name in ("total_x", "total_y", "second", "cross"))
         for total in (x, y, second, cross):
             total /= count
+        rows = apart(int(count), self.samples)
         if not centred:
-            return _Part(np.zeros_like(x), np.zeros_like(y), second, cross)
+            return _Part(np.zeros_like(x), np.zeros_like(y), second, cross, rows)
         second -= np.outer(y, y)
         cross -= np.outer(x, y)
-        return _Part(x, y, second, cross)
+        return _Part(x, y, second, cross, rows)
 
 
 def _measured(walk: Walk, node: ir.Node) -> tuple[Array, Array]:
