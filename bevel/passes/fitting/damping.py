@@ -22,7 +22,7 @@ Array = np.ndarray[Any, Any]
 # Rows of one sample follow each other: so many count as one.
 ALIKE: Final = 2
 # With so many rows an input there is nothing to choose.
-PLENTY: Final = 32
+PLENTY: Final = 16
 # Shares that are tried, in rising order, until one serves worse than that before it.
 SHARES: Final = (DAMPING, 0.03, 0.1, 0.3, 1.0, 3.0)
 
