@@ -80,9 +80,7 @@ def run(
         return
     taken = plan_of(source) if plan else None  # what refuses to be planned leaves no file
     if output:
-        before = _bytes(model)
-        write(source, output)
-        _say_growth(report, before, output, quiet=quiet)
+        _write(source, model, output, report, quiet=quiet)
     if plan and taken:
         taken.save(plan)
 
@@ -92,8 +90,13 @@ def _bytes(path: str) -> int:
     return Path(path).stat().st_size if Path(path).is_file() else 0
 
 
-def _say_growth(report: Report, before: int, output: str, *, quiet: bool) -> None:
-    """Say that a file grew though its weights became smaller; a file whose weights lie beside it says nothing."""
+def _write(source: ir.Model, given: str, output: str, report: Report, *, quiet: bool) -> None:
+    """Write the result, and say if the file grew though its weights became smaller.
+
+    A file whose weights lie beside it says nothing.
+    """
+    before = _bytes(given)
+    write(source, output)
     after, saved = _bytes(output), report.before.bytes - report.after.bytes
     whole = before >= report.before.bytes and after >= report.after.bytes
     if whole and saved > 0 and after > before > 0 and not quiet:

@@ -42,12 +42,13 @@ class Joint:
 
 def joint(analysis: Analysis, group: Group, motion: Motion, heads: Group | None) -> Joint | None:
     """Return a motion along a group as one of each head by itself, if that is one; `heads` is the group's `host`."""
-    for other in () if heads is None else heads.motions(Freedom.SCALE):
+    if heads is None:
+        return None
+    for other in heads.motions(Freedom.SCALE):
         beside = {each: found for each in motion.exponents if (found := _beside(analysis, each, other)) is not None}
         same = all(other.exponents[head] == motion.exponents[each] for each, head in beside.items())
         one_axis = all(beside[each].axis == each.axis for each in motion.initializers if each in beside)
         if same and one_axis and len(beside) == len(motion.exponents) and set(beside.values()) == set(other.exponents):
-            assert heads is not None
             return Joint(group, motion, heads, beside)
     return None
 

@@ -16,13 +16,12 @@ from typing import Any, Final
 import numpy as np
 
 from bevel.passes.fitting.second_order import errors
+from bevel.passes.fitting.triangular import STRIP
 
 Array = np.ndarray[Any, Any]
 
 # Rounds in which a large group is emptied: products of large matrices instead of thousands of small ones.
 ROUNDS: Final = 48
-# Rows that a product is subtracted from at a time, for it is made first.
-STRIP: Final = 512
 
 
 class Reader:
