@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -13,6 +11,7 @@ import onnx_ir as ir
 from bevel.errors import UsageError, nearest
 from bevel.ir import control, integers
 from bevel.ir.axes import Axis, Dim, atoms, paths, resolve
+from bevel.ir.collector import resting
 from bevel.ir.coupling import FIXED, FREE, Freedom, find_rule, load_rules
 from bevel.ir.crossing import MOTIONS
 from bevel.ir.equation import couple
@@ -109,7 +108,7 @@ class Analysis:
 
         Kernel taps and the axes of shape tensors are left out: nothing can be done to them.
         """
-        with _uncollected():
+        with resting():
             return list(_collect(self))
 
     @cached_property
@@ -144,7 +143,7 @@ def analyse(model: ir.Model, *, interface: bool = True) -> Analysis:
     """Read a graph and find its dimensions; with `interface`, the axes of its inputs and outputs are fixed."""
     load_rules()
     symbols = Symbols()
-    with _uncollected():
+    with resting():
         for _ in range(_MOST_READINGS):
             facts = Facts(symbols)
             _Reading(model, facts, interface).run()
@@ -152,18 +151,6 @@ def analyse(model: ir.Model, *, interface: bool = True) -> Analysis:
                 break
             symbols = symbols.restart()
     return Analysis(model, facts, interface=interface)
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Let the garbage collector rest: an analysis makes many objects that stay, which it would walk again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _learn(facts: Facts) -> bool:

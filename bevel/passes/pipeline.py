@@ -20,6 +20,7 @@ from bevel.backends.coded import Decoded
 from bevel.backends.onnxruntime import IN_MEMORY_BYTES, Level, Session, latencies, latency
 from bevel.errors import BevelError, PassFailed, PromiseBroken
 from bevel.ir.coded import is_wide, narrow
+from bevel.ir.collector import sparing_the_old
 from bevel.ir.cost import cost
 from bevel.passes.amplified import apart_from_amplification
 from bevel.passes.base import Context, Exact, Lossy, Outcome, Pass, Progress, silent
@@ -75,9 +76,10 @@ def optimize(
 
     Raises `PromiseBroken`, `PassFailed` (a pass raised), or another `BevelError` (it refused, or nothing can be run).
     """
-    run = _Run(model, as_pipeline(pipeline), calibration, verify, seed, max_error, hooks or Hooks())
-    result = run.narrowed(run.all_passes())
-    report = run.report(result, run.deployment(result) if measure_latency else Deployment())
+    with sparing_the_old():
+        run = _Run(model, as_pipeline(pipeline), calibration, verify, seed, max_error, hooks or Hooks())
+        result = run.narrowed(run.all_passes())
+        report = run.report(result, run.deployment(result) if measure_latency else Deployment())
     if not dry_run:
         adopt(model, result)
     return report
