@@ -64,6 +64,7 @@ class NestChannels(Pass):
         analysis = analyse(model)
         groups = outermost(analysis, choose(analysis, FREE_TO_DROP, self.only, self.skip))
         scores = lift.score(self.importance, analysis, groups, context)
+        groups = [group for group in groups if group.name in scores]
         nested.remove(model)
         orders = {name: np.argsort(-values, kind="stable") for name, values in scores.items()}
         permute(analysis, orders)

@@ -148,6 +148,7 @@ class PruneChannels(Pass):
         """Score what is there now."""
         present, groups = cut.present, cut.groups
         scores = lift.score(self.importance, present, groups, context, self.aggregate, self.normalize)
+        groups = [group for group in groups if group.name in scores]
         ladders = {group.name: self._ladder(present, group, aim, context) for group in groups}
         problem = Problem(present, groups, scores, ladders, cut.sizes, context, metric=aim.metric, done=done)
         return problem, scores.notes

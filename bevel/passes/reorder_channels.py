@@ -90,7 +90,8 @@ class ReorderChannels(Pass):
             return {Target(group): contiguous(group.size, self._first(group))[None] for group in groups}, ()
         if self.by == "importance":
             scores = lift.score(self.importance, analysis, groups, context, self.aggregate)
-            return self._arranged({Target(group): scores[group.name][None] for group in groups}), scores.notes
+            by_target = {Target(group): scores[group.name][None] for group in groups if group.name in scores}
+            return self._arranged(by_target), scores.notes
         if self.by == "search":
             return self._searched(analysis, innermost(analysis, groups), context)
         found = targets(analysis, groups, per_head=self.per_head)

@@ -106,6 +106,15 @@ def test_an_importance_that_answers_nonsense_is_refused(answer, problem):
         Net("mlp").score(lambda analysis, groups, context: {"w1[1]": answer}, "w1[1]")
 
 
+@pytest.mark.parametrize("name", [*FROM_WEIGHTS, "wanda", "obs"])
+def test_groups_of_weights_that_are_not_finite_have_no_score_and_the_notes_say_so(name):
+    net = Net("mlp")
+    net.put("w1", np.where(np.eye(*net["w1"].shape), -np.inf, net["w1"]))
+    scores = net.score(name, "w1[1]")
+    assert not scores
+    assert scores.notes == ("left alone: w1[1]: weights that are not finite have no order",)
+
+
 def test_a_name_that_is_not_installed_is_refused():
     with pytest.raises(UsageError, match="did you mean 'magnitude'"):
         Net("mlp").score("magnitud", "w1[1]")

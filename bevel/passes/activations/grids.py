@@ -106,6 +106,7 @@ def least_scale(bias: Array, input_scale: np.float32) -> Array:
 
 
 def bias_codes(bias: Array, scale: Array) -> Array:
-    """Return a bias in 32 bits."""
-    codes: Array = np.rint(bias.astype(np.float64) / scale.astype(np.float64)).astype(np.int32)
+    """Return a bias in 32 bits; what is not finite (a mask) comes out wrong, which the layer's error tells."""
+    with np.errstate(invalid="ignore"):
+        codes: Array = np.rint(bias.astype(np.float64) / scale.astype(np.float64)).astype(np.int32)
     return codes

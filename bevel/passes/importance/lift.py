@@ -7,7 +7,7 @@ array([5.        , 1.41421356])
 array([1.        , 0.28571429])
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -53,24 +53,33 @@ def score(
     """Return a score [size] for the entries of each group, by the group's name; larger is more important.
 
     `name` is an installed importance or a function. Without `aggregate` and `normalize`, the importance's own are used.
-    Groups that it leaves out are scored by `magnitude`; the notes say so. Raises `UsageError` where an importance gives
-    no finite numbers of the right shape.
+    Groups that it leaves out are scored by `magnitude`, and groups of weights that are not finite (masks are) are in no
+    order and have no score; the notes say so. Raises `UsageError` where an importance gives no finite numbers of the
+    right shape.
     """
     found = registry.importances()[name] if isinstance(name, str) else name
     chosen = declared(found)
     label = name if isinstance(name, str) else getattr(name, "__name__", type(name).__name__)
-    parts = chosen(analysis, groups, context)
-    left = [group for group in groups if group.name not in parts]
-    fallback = magnitude(analysis, left, context) if left else {}
-    scored = Scored()
+    with np.errstate(invalid="ignore"):
+        parts = chosen(analysis, groups, context)
+        left = [group for group in groups if group.name not in parts]
+        fallback = magnitude(analysis, left, context) if left else {}
+    scored, endless = Scored(), []
     how = normalize or chosen.normalize
     for group in groups:
         source, given = (chosen, parts) if group.name in parts else (magnitude, fallback)
+        if _holds_infinities(given[group.name], group):
+            endless.append(group)
+            continue
         joined = aggregated(_checked(given[group.name], group, label), aggregate or source.aggregate)
         scored[group.name] = normalized(joined, how)
-    if how == "none" and 0 < len(left) < len(groups):
-        _adapt(scored, [group.name for group in left])
-    scored.notes = (_note(label, left),) if left else ()
+    others = [group for group in left if group.name in scored]
+    if how == "none" and 0 < len(others) < len(scored):
+        _adapt(scored, [group.name for group in others])
+    scored.notes = (
+        *_note(f"{label} says nothing about {{}}: scored by magnitude instead", others),
+        *_note("left alone: {}: weights that are not finite have no order", endless),
+    )
     return scored
 
 
@@ -94,9 +103,19 @@ def normalized(scores: np.ndarray, how: Normalize) -> np.ndarray:
     return scores / max(_SCALES[how](np.abs(scores)), SMALLEST)
 
 
-def _note(label: str, left: Sequence[Group]) -> str:
-    more = f" and {len(left) - 1} more groups" if len(left) > 1 else ""
-    return f"{label} says nothing about {left[0].name}{more}: scored by magnitude instead"
+def _note(sentence: str, groups: Sequence[Group]) -> Iterator[str]:
+    """Say something of groups, if there are any."""
+    if groups:
+        more = f" and {len(groups) - 1} more groups" if len(groups) > 1 else ""
+        yield sentence.format(f"{groups[0].name}{more}")
+
+
+def _holds_infinities(parts: np.ndarray, group: Group) -> bool:
+    """Say if scores are no numbers because the weights are none."""
+    if np.isfinite(np.asarray(parts, np.float64)).all():
+        return False
+    contents = (member.value.const_value for member in group.members)
+    return any(not np.isfinite(weight.numpy()).all() for weight in contents if weight is not None)
 
 
 def _checked(parts: np.ndarray, group: Group, where: str) -> np.ndarray:

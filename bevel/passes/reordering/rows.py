@@ -47,8 +47,8 @@ def _norms(analysis: Analysis, target: Target, holdings: Holdings, made: set[ir.
 
 
 def _magnitude(analysis: Analysis, target: Target, context: Context) -> Array:
-    scores = lift.score("magnitude", analysis, [target.group], context)[target.name]
-    return np.tile(scores, (target.shape[0], 1))
+    scores = lift.score("magnitude", analysis, [target.group], context)
+    return np.tile(scores.get(target.name, np.zeros(target.group.size)), (target.shape[0], 1))
 
 
 def columns(analysis: Analysis, layer: Layer, target: Target, numbers: Array) -> Array:
