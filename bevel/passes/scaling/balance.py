@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 
 # Ranges that differ by less are the same: one step of eight bits.
 SETTLED: Final = 1e-2
-# Chains around a loop can drive each other on for ever: no entry is scaled by more, but by the first round alone.
+# Chains around a loop can drive each other on for ever: they do where an entry is scaled by more in a second round.
 FARTHEST: Final = 1e4
 
 
@@ -44,6 +44,16 @@ def balanced(analysis: Analysis, only: Sequence[str], skip: Sequence[str]) -> li
     return found
 
 
+@dataclass(frozen=True)
+class _State:
+    """Magnitudes and factors after so many rounds, and the share of its weight's range that a channel uses."""
+
+    rounds: int
+    arrays: dict[ir.Value, Array]
+    factors: dict[Chain, Array]
+    used: float
+
+
 class Balance:
     """The magnitudes of all weights that chains multiply, and the factors found so far."""
 
@@ -59,16 +69,24 @@ class Balance:
         self.factors = {chain: np.ones(chain.direction.size) for chain in chains}
 
     def settle(self, most: int) -> int:
-        """Balance chain after chain until all are, often enough, or as far as they may go; return how often."""
+        """Balance chain after chain until all are, or often enough; return how often.
+
+        Chains that drive each other on are left as they were when the most of the ranges was used.
+        """
+        best = _State(0, dict(self._arrays), dict(self.factors), self._used())
         for done in range(1, most + 1):
-            arrays, factors = dict(self._arrays), dict(self.factors)
             moved = [self._balance(chain) for chain in self._chains]
-            if done > 1 and max(np.abs(np.log(factor)).max() for factor in self.factors.values()) > np.log(FARTHEST):
-                self._arrays, self.factors = arrays, factors
-                return done - 1
             if max(moved, default=0.0) < SETTLED:
                 return done
+            if done > 1 and max(np.abs(np.log(factor)).max() for factor in self.factors.values()) > np.log(FARTHEST):
+                self._arrays, self.factors = best.arrays, best.factors
+                return best.rounds
+            if self._used() > best.used:
+                best = _State(done, dict(self._arrays), dict(self.factors), self._used())
         return most
+
+    def _used(self) -> float:
+        return float(np.mean(list(self.precision().values()))) if self._chains else 1.0
 
     def _balance(self, chain: Chain) -> float:
         """Give both sides of a chain the same ranges; return by how much they changed, as a logarithm."""
