@@ -18,7 +18,6 @@ from bevel.passes.choice import choose, left_out, outermost
 from bevel.passes.fitting.layers import Layer, rounded
 from bevel.passes.fitting.moments import Moments, moments
 from bevel.passes.fitting.readers import readers
-from bevel.passes.fitting.second_order import SecondOrder
 from bevel.passes.fitting.shift import bias_of, can_shift
 from bevel.passes.importance import lift
 
@@ -106,8 +105,8 @@ def _fit(layer: Layer, moment: Moments, drop: Array) -> Iterator[tuple[ir.Value,
     wide = layer.content()
     fitted = np.zeros_like(wide)
     keep = np.setdiff1d(np.arange(wide.shape[2]), drop)
-    for matrix, best, second in zip(wide, fitted, moment.about(shifted is not None), strict=True):
-        best[:, keep] = SecondOrder(second).refit(matrix, keep)
+    for matrix, best, order in zip(wide, fitted, moment.orders(shifted is not None), strict=True):
+        best[:, keep] = order.refit(matrix, keep)
     assert layer.weight.const_value is not None
     yield layer.weight, rounded(layer.weight.const_value, layer.array(fitted))
     if shifted is not None:

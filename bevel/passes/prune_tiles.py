@@ -12,6 +12,7 @@ from bevel.errors import UsageError
 from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
 from bevel.passes.choice import chosen_layers
 from bevel.passes.fitting.layers import Layer
+from bevel.passes.fitting.moments import Moments
 from bevel.passes.fitting.second_order import SecondOrder
 from bevel.passes.sparsity.masks import lowest, wanted
 from bevel.passes.sparsity.slopes import by_slope, energy
@@ -73,33 +74,35 @@ class PruneTiles(Pass):
         counts = self._counts(model, found, context) if self.allocation == "slope" and found else None
         ledger = Ledger()
         looks = self.method != "magnitude" or self.refit
-        for layer, second in walk(model, found, context, looks=looks):
-            self._zero(layer, second, counts, ledger)
+        for layer, moment in walk(model, found, context, looks=looks):
+            self._zero(layer, moment, counts, ledger)
         return Outcome(notes=(*ledger.notes(model), *left))
 
     def _counts(self, model: ir.Model, found: Sequence[Layer], context: Context) -> Mapping[ir.Value, int]:
         """Return how many tiles each weight gives up, judged before anything is zeroed."""
         owners, slopes, sizes = [], [], []
-        for layer, second in walk(model, found, context, looks=self.method != "magnitude"):
-            weights, tile, each = layer.content(), self._tile(layer), orders(second)
+        for layer, moment in walk(model, found, context, looks=self.method != "magnitude"):
+            weights, tile, each = layer.content(), self._tile(layer), orders(moment)
             size = tile.sums(np.ones(weights.shape)).ravel()
             owners.append(layer.weight)
             sizes.append(size)
             slopes.append(self._scores(weights, each, tile).ravel() / energy(weights, each) / size)
         return dict(zip(owners, by_slope(slopes, sizes, self.sparsity), strict=True))
 
-    def _zero(self, layer: Layer, second: Array | None, counts: Mapping[ir.Value, int] | None, ledger: Ledger) -> None:
-        source, tile, each = layer.tensor, self._tile(layer), orders(second)
+    def _zero(
+        self, layer: Layer, moment: Moments | None, counts: Mapping[ir.Value, int] | None, ledger: Ledger
+    ) -> None:
+        source, tile, each = layer.tensor, self._tile(layer), orders(moment)
         original, error = layer.content(source), np.nan
         scores = self._scores(original, each, tile)
         count = _share(self.sparsity, scores.size) if counts is None else counts[layer.weight]
         dropped = tile.spread(lowest(scores, count), original.shape)
-        if second is None:
+        if moment is None:
             put_lazily(layer, partial(_smallest_dropped, tile, count))
         else:
             weights = refit(original, dropped, each, tile) if self.refit else np.where(dropped, 0.0, original)
             layer.put(weights)
-            error = output_error(original, weights, second)
+            error = output_error(original, weights, moment.second)
         ledger.note(layer, source, int(dropped.sum()), error, places=scores.size)
 
     def _scores(self, weights: Array, each: list[SecondOrder], tile: Tile) -> Array:

@@ -11,6 +11,7 @@ from bevel.errors import UsageError
 from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
 from bevel.passes.choice import chosen_layers
 from bevel.passes.fitting.layers import Layer
+from bevel.passes.fitting.moments import Moments
 from bevel.passes.fitting.second_order import SecondOrder
 from bevel.passes.sparsity.feedback import BLOCK, factor, prune
 from bevel.passes.sparsity.masks import lowest, lowest_by_output, lowest_of_every, wanted
@@ -85,11 +86,11 @@ class PruneWeights(Pass):
         shares = self._shares(model, found, context)
         ledger = Ledger()
         looks = self.method != "magnitude" or self.swaps + self.refit > 0
-        for layer, second in walk(model, found, context, looks=looks):
-            if second is None:
+        for layer, moment in walk(model, found, context, looks=looks):
+            if moment is None:
                 self._by_size(layer, shares[layer.weight], ledger)
             else:
-                self._by_error(layer, second, shares[layer.weight], ledger)
+                self._by_error(layer, moment, shares[layer.weight], ledger)
         return Outcome(notes=(*ledger.notes(model), *left))
 
     def _shares(self, model: ir.Model, found: Sequence[Layer], context: Context) -> Mapping[ir.Value, float]:
@@ -97,8 +98,8 @@ class PruneWeights(Pass):
         if self.allocation == "uniform" or not found:
             return {layer.weight: self.sparsity for layer in found}
         curves = {}
-        for layer, second in walk(model, found, context, looks=self.method != "magnitude"):
-            weights, each = layer.content(), orders(second)
+        for layer, moment in walk(model, found, context, looks=self.method != "magnitude"):
+            weights, each = layer.content(), orders(moment)
             curves[layer.weight] = curve(self._scores(weights, each) / energy(weights, each))
         counts = counts_by_slope(list(curves.values()), self.sparsity)
         sizes = (float(size.sum()) for _, size in curves.values())
@@ -120,14 +121,14 @@ class PruneWeights(Pass):
         put_lazily(layer, lambda weights: np.where(self._lowest(weights**2, share), 0.0, weights))
         ledger.note(layer, source, self._wanted(layer.content(source).shape, share))
 
-    def _by_error(self, layer: Layer, second: Array, share: float, ledger: Ledger) -> None:
-        source, each = layer.tensor, orders(second)
+    def _by_error(self, layer: Layer, moment: Moments, share: float, ledger: Ledger) -> None:
+        source, each = layer.tensor, orders(moment)
         original = layer.content(source)
         weights, dropped = self._pruned(original, each, share)
-        for group, moment in enumerate(each if self.swaps or self.refit else ()):
-            self._improve(original[group], weights[group], dropped[group], moment.damped)
+        for group, order in enumerate(each if self.swaps or self.refit else ()):
+            self._improve(original[group], weights[group], dropped[group], order.damped)
         layer.put(weights)
-        ledger.note(layer, source, self._wanted(original.shape, share), output_error(original, weights, second))
+        ledger.note(layer, source, self._wanted(original.shape, share), output_error(original, weights, moment.second))
 
     def _pruned(self, original: Array, each: list[SecondOrder], share: float) -> tuple[Array, Array]:
         """Return the weights with zeros, and where these are."""

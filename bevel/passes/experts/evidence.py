@@ -16,6 +16,7 @@ from bevel.ir.feed_forward import FeedForward
 from bevel.ir.split import Parts
 from bevel.passes.base import Context, Runtime
 from bevel.passes.experts.writing import as_rows, from_rows, loosen
+from bevel.passes.fitting.damping import apart
 from bevel.passes.fitting.layers import Layer, layers
 from bevel.passes.fitting.second_order import Damped
 from bevel.passes.fitting.shift import bias_of
@@ -148,6 +149,12 @@ class Evidence:
     def fitted(self) -> slice:
         """The rows to fit on."""
         return slice(0, len(self.rows) - len(self.rows) // HELD_BACK)
+
+    @property
+    def apart(self) -> int:
+        """As how many rows that have nothing to do with each other those to fit on count."""
+        fitted = self.samples[self.fitted]
+        return apart(len(fitted), len(np.unique(fitted)))
 
     @cached_property
     def held(self) -> slice:

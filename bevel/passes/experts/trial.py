@@ -13,6 +13,7 @@ from bevel.passes.experts.evidence import Evidence
 from bevel.passes.experts.fits import choices
 from bevel.passes.experts.mixture import Mixture
 from bevel.passes.experts.routing import decide
+from bevel.passes.fitting.damping import damping
 from bevel.passes.fitting.layers import hold, layers
 from bevel.passes.fitting.second_order import Damped
 from bevel.passes.fitting.shift import bias_of
@@ -139,7 +140,7 @@ def _fit(evidence: Evidence, visible: Array) -> Fitted:
     mean = visible.mean(0, dtype=np.float64) * evidence.centre
     second = _moment(visible, visible) - np.outer(mean, mean)
     cross = _moment(visible, missing) - np.outer(mean, missing.mean(0) * evidence.centre)
-    correction = Damped(second).solve(cross)
+    correction = Damped(second, damping(second, evidence.apart)).solve(cross)
     shift = (missing.mean(0) - mean @ correction) * evidence.centre
     return Fitted(down + correction, shift)
 
@@ -161,7 +162,8 @@ def pruning(evidence: Evidence, width: int, *, refit: bool) -> tuple[Array, Fitt
 def _fit_kept(evidence: Evidence, kept: Array, dropped: Array) -> Fitted:
     """Fit the last product to some of the entries, the same ones for all rows: the moment of all has all it takes."""
     down, second, mean = evidence.down.astype(np.float64), evidence.second, evidence.mean
-    correction = Damped(second[np.ix_(kept, kept)]).solve(second[np.ix_(kept, dropped)] @ down[dropped])
+    left = second[np.ix_(kept, kept)]
+    correction = Damped(left, damping(left, evidence.apart)).solve(second[np.ix_(kept, dropped)] @ down[dropped])
     shift = mean[dropped] @ down[dropped] - mean[kept] @ correction
     down[kept] += correction
     return Fitted(down, shift)

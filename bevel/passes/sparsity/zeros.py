@@ -15,7 +15,7 @@ from bevel.ir.content import content
 from bevel.ir.cost import cost
 from bevel.passes.base import Context
 from bevel.passes.fitting.layers import Layer, rounded
-from bevel.passes.fitting.moments import moments
+from bevel.passes.fitting.moments import Moments, moments
 from bevel.passes.fitting.second_order import SecondOrder
 
 Array = np.ndarray[Any, Any]
@@ -105,18 +105,17 @@ def deflated(array: Array) -> float:
 
 def walk(
     model: ir.Model, found: Sequence[Layer], context: Context, *, looks: bool
-) -> Iterator[tuple[Layer, Array | None]]:
-    """Yield the layers, each with the second moments of its inputs as they are by then, if `looks`."""
-    if not looks:
+) -> Iterator[tuple[Layer, Moments | None]]:
+    """Yield the layers, each with the moments of its inputs as they are by then, if `looks`."""
+    if looks:
+        yield from moments(model, found, context)
+    else:
         yield from ((layer, None) for layer in found)
-        return
-    for layer, moment in moments(model, found, context):
-        yield layer, moment.second
 
 
-def orders(second: Array | None) -> list[SecondOrder]:
-    """Return the damped moment of each group; nothing where inputs were not looked at."""
-    return [] if second is None else [SecondOrder(group) for group in second]
+def orders(moment: Moments | None) -> list[SecondOrder]:
+    """Return the damped second moment of each group; nothing where inputs were not looked at."""
+    return [] if moment is None else moment.orders(mean=False)
 
 
 def put_lazily(layer: Layer, compute: Callable[[Array], Array]) -> None:
