@@ -145,7 +145,9 @@ class LowRank(Pass):
         """Return the factors of a layer; None where its moments overflow."""
         if moment is None:
             return best_factors(layer.content())
-        return best_factors(layer.content(), moment.about(_bias(layer) is not None)) if moment.finite else None
+        if not moment.finite:
+            return None
+        return best_factors(layer.content(), moment.about(_bias(layer) is not None), moment.apart)
 
 
 def _alone(layer: Layer) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.linalg import solve_triangular
 
+from bevel.passes.fitting.damping import damping
 from bevel.passes.fitting.second_order import Damped
 
 Array = np.ndarray[Any, Any]
@@ -52,16 +53,17 @@ def losses(energies: Array) -> Array:
     return shares
 
 
-def best_factors(weights: Array, second: Array | None = None) -> Factors:
+def best_factors(weights: Array, second: Array | None = None, rows: int | None = None) -> Factors:
     """Return the factors of matrices `[groups, out, in]`, in the metric of second moments `[groups, in, in]` if given.
 
-    Each singular value is shared evenly between both factors, so that neither is much larger than the other.
+    These are of so many rows; of any number if none is given. Each singular value is shared evenly between both
+    factors, so that neither is much larger than the other.
 
     >>> factors = best_factors(np.array([[[2.0, 0.0], [0.0, 1.0]]]))
     >>> factors.energies.tolist(), factors.lost(1)
     ([4.0, 1.0], 0.2)
     """
-    roots = [None] * len(weights) if second is None else [Damped(each).root for each in second]
+    roots = [None] * len(weights) if second is None else [Damped(each, damping(each, rows)).root for each in second]
     parts = [_svd(w, root) for w, root in zip(weights, roots, strict=True)]
     up, down, energies = (np.stack(each) for each in zip(*parts, strict=True))
     return Factors(up, down, energies.sum(0))

@@ -32,16 +32,16 @@ def apart(rows: int, samples: int) -> int:
     return max(samples, rows // ALIKE)
 
 
-def damping(second: Array, rows: int) -> float:
+def damping(second: Array, rows: int | None) -> float:
     """Return the share of the mean diagonal of a moment `[n, n]` that is to be added to it.
 
-    `rows` is of how many rows it is that have nothing to do with each other.
+    `rows` is of how many rows it is that have nothing to do with each other; of any number if none is given.
 
     >>> moment = np.eye(4) + 0.5
     >>> damping(moment, 1000), damping(moment, 6)
     (0.01, 3.0)
     """
-    if rows >= PLENTY * len(second):
+    if rows is None or rows >= PLENTY * len(second):
         return DAMPING
     best, least = DAMPING, np.inf
     for share in SHARES:

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from bevel.passes.fitting.damping import damping
-from bevel.passes.fitting.second_order import DAMPING, Damped
+from bevel.passes.fitting.second_order import Damped
 from bevel.passes.formats import Format, Grid
 from bevel.passes.quantization.feedback import compensated
 
@@ -49,8 +49,7 @@ def adaptive(fmt: Format, weights: Array, grid: Grid, second: Array, rows: int |
     codes, _ = compensated(fmt, weights, grid, second, rows)
     lost, energy = 0.0, 0.0
     for group, moment in enumerate(second):
-        share = DAMPING if rows is None else damping(moment, rows)
-        damped, exact = Damped(moment, share).matrix.astype(np.float32), moment.astype(np.float32)
+        damped, exact = Damped(moment, damping(moment, rows)).matrix.astype(np.float32), moment.astype(np.float32)
         given, its_grid = weights[group], grid[group]
         both = [
             _settled(fmt, given, its_grid, damped, each)

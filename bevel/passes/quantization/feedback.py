@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from bevel.passes.fitting.damping import damping
-from bevel.passes.fitting.second_order import DAMPING, LEAST_DIAGONAL, Damped
+from bevel.passes.fitting.second_order import LEAST_DIAGONAL, Damped
 from bevel.passes.fitting.triangular import factor
 from bevel.passes.formats import Format, Grid
 
@@ -41,7 +41,7 @@ def compensated(fmt: Format, weights: Array, grid: Grid, second: Array, rows: in
     codes, lost, energy = np.empty(weights.shape, np.uint8), 0.0, 0.0
     for group, moment in enumerate(second):
         order = np.argsort(np.diag(moment), kind="stable")
-        share = DAMPING if rows is None else damping(moment[np.ix_(order, order)], rows)
+        share = damping(moment[np.ix_(order, order)], rows)
         single = moment.astype(np.float32)
         layer = _Layer(fmt, weights[group], grid[group], order, _factor(moment, single, order, share), codes[group])
         change = layer.settled()
