@@ -4,22 +4,33 @@ They come from an `.npz` file (one array per input), a folder of such files or o
 or are made up from the model's signature (`bevel.passes.synthesis`).
 """
 
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from os import PathLike, fspath
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, TypeAlias
+from zipfile import BadZipFile
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from bevel.errors import CalibrationError, nearest
 from bevel.ir.signature import Input, signature
 
 Feed: TypeAlias = dict[str, Any]
 Source: TypeAlias = str | PathLike[str] | Iterable[Mapping[str, Any]] | Callable[[], Iterable[Mapping[str, Any]]]
+
+
+# What numpy, zipfile and protobuf raise on damaged files; numpy reads headers with Python's own parser.
+UNREADABLE = (
+    *(OSError, ValueError, TypeError, LookupError, EOFError, MemoryError, OverflowError, NotImplementedError),
+    *(SyntaxError, TokenError, BadZipFile, zlib.error, DecodeError),
+)
 
 
 @dataclass(frozen=True)
@@ -100,13 +111,21 @@ def _read(path: Path, inputs: tuple[Input, ...]) -> Feed:
     try:
         if path.is_dir():
             return _read_protos(path, inputs)
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {_only(inputs, path).name: loaded}
-        with loaded:
-            return dict(loaded.items())
-    except (OSError, ValueError, EOFError) as error:
-        raise CalibrationError(f"cannot be read: {error}", where=str(path)) from error
+        feed = _read_arrays(path, inputs)
+    except UNREADABLE as error:
+        raise CalibrationError(f"cannot be read: {error or type(error).__name__}", where=str(path)) from error
+    axes = [array.shape[0] for array in feed.values() if array.ndim]
+    if axes and not any(axes):
+        raise CalibrationError("holds no samples: every array is empty", where=str(path), remedy="give at least one")
+    return feed
+
+
+def _read_arrays(path: Path, inputs: tuple[Input, ...]) -> Feed:
+    loaded = np.load(path, allow_pickle=False)
+    if isinstance(loaded, np.ndarray):
+        return {_only(inputs, path).name: loaded}
+    with loaded:
+        return dict(loaded.items())
 
 
 def _only(inputs: tuple[Input, ...], path: Path) -> Input:

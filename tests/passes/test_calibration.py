@@ -1,3 +1,5 @@
+import random
+
 import numpy as np
 import onnx
 import pytest
@@ -77,6 +79,27 @@ def test_unreadable_files_are_errors(tmp_path, content):
         list(Calibration.of(tmp_path / "x.npz", mlp()))
 
 
+@pytest.mark.parametrize("save", [np.save, np.savez, np.savez_compressed, "protobuf"], ids=str)
+def test_damaged_files_are_errors_or_inputs(tmp_path, save):
+    array = np.ones((2, 6), np.float32)
+    if save == "protobuf":
+        file, source = tmp_path / "input_0.pb", tmp_path
+        file.write_bytes(onnx.numpy_helper.from_array(array).SerializeToString())
+    else:
+        file = source = tmp_path / ("x.npy" if save is np.save else "x.npz")
+        save(file, array) if save is np.save else save(file, x=array)
+    whole, chance, refused = file.read_bytes(), random.Random(0), 0
+    for _ in range(100):
+        damaged = bytearray(whole[: chance.randrange(1, 2 * len(whole))])
+        damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
+        file.write_bytes(damaged)
+        try:
+            list(Calibration.of(source, mlp()))
+        except CalibrationError:
+            refused += 1
+    assert refused > 30
+
+
 def test_pickles_are_not_opened(tmp_path):
     np.save(tmp_path / "x.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(CalibrationError, match="cannot be read"):
@@ -88,6 +111,13 @@ def test_absent_and_empty_sources_are_errors(tmp_path):
         Calibration.of(tmp_path / "absent", mlp())
     with pytest.raises(CalibrationError, match="no calibration data"):
         Calibration.of(tmp_path, mlp())
+
+
+def test_a_file_without_samples_is_an_error(tmp_path):
+    """Nothing would be compared, and everything called verified."""
+    np.savez(tmp_path / "x.npz", x=np.zeros((0, 6), np.float32))
+    with pytest.raises(CalibrationError, match="no samples"):
+        list(Calibration.of(tmp_path / "x.npz", mlp()))
 
 
 def test_streams_can_be_read_again():
