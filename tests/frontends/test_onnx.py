@@ -245,6 +245,22 @@ def test_what_is_no_source_is_refused(tmp_path):
         load(io.StringIO("model"))
 
 
+def test_what_has_no_end_is_refused(monkeypatch):
+    """As /dev/zero and the output of `yes` do, which would fill the memory."""
+
+    class Endless(io.RawIOBase):
+        def read(self, size=-1):
+            assert size >= 0, "reads to an end that never comes"
+            return bytes(size)
+
+    monkeypatch.setattr("bevel.frontends.onnx.reading.LARGEST_PROTOBUF", 2**22)
+    with pytest.raises(InvalidModel, match="more than a protobuf message"):
+        load(Endless())
+    if Path("/dev/zero").is_char_device():
+        with pytest.raises(InvalidModel, match="more than a protobuf message"):
+            load("/dev/zero")
+
+
 # Models that are not well-formed: each change breaks one thing
 
 

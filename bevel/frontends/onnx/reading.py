@@ -1,5 +1,6 @@
 """From a source to an `onnx_ir.Model` that is known to be well-formed."""
 
+import io
 import os
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -19,6 +20,9 @@ Source = str | os.PathLike[str] | bytes | BinaryIO | onnx.ModelProto | ir.Model
 
 LARGEST_PROTOBUF: Final = 2**31 - 1
 """Bytes; no protobuf message can be larger, so no valid ONNX file is (its external data can)."""
+
+PIECE: Final = 2**20
+"""Bytes that are read at once of what does not say how long it is."""
 
 # What onnx_ir raises on what it cannot represent; it wraps most of it in the first.
 DESERIALIZATION_ERRORS: Final = (
@@ -55,13 +59,12 @@ def read(source: Source) -> tuple[ir.Model, str]:
 
 def from_file(file: BinaryIO) -> tuple[ir.Model, str]:
     """Read a model from an open binary file; external data is looked for beside it, if it has a name."""
-    data = file.read()
     name = getattr(file, "name", None)
     path = Path(name) if isinstance(name, str) and Path(name).is_file() else None
     where = str(path) if path else "<stream>"
-    if not isinstance(data, bytes):
+    if not isinstance(file.read(0), bytes):
         raise UsageError("the file is open in text mode", where=where, remedy="open it with mode 'rb'")
-    return checked(parse(data, where), where, path), where
+    return checked(parse(bounded(file, where), where), where, path), where
 
 
 def contents(path: Path) -> bytes:
@@ -71,15 +74,31 @@ def contents(path: Path) -> bytes:
         if path.is_dir():
             raise InvalidModel("is a folder", where=str(path), remedy="name the .onnx file in it")
         if size > LARGEST_PROTOBUF:
-            raise InvalidModel(
-                f"has {size} bytes, more than a protobuf message can have",
-                where=str(path),
-                remedy="save the model with external data",
-            )
-        return path.read_bytes()
+            raise too_large(f"{size} bytes", str(path))
+        if path.is_file():
+            return path.read_bytes()
+        with path.open("rb") as device:
+            return bounded(device, str(path))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InvalidModel(f"cannot be read: {reason}", where=str(path), remedy="check the path") from error
+
+
+def bounded(file: BinaryIO, where: str) -> bytes:
+    """Read a file to its end; one that has none, as devices and pipes may, is no model."""
+    held = io.BytesIO()
+    while part := file.read(PIECE):
+        held.write(part)
+        if held.tell() > LARGEST_PROTOBUF:
+            raise too_large(f"more than {LARGEST_PROTOBUF} bytes", where)
+    return held.getvalue()
+
+
+def too_large(size: str, where: str) -> InvalidModel:
+    """Say that a file has more bytes than a model can."""
+    return InvalidModel(
+        f"has {size}, more than a protobuf message can have", where=where, remedy="save the model with external data"
+    )
 
 
 def parse(data: bytes, where: str) -> onnx.ModelProto:
