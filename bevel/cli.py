@@ -5,6 +5,7 @@ usage, 3 a pass raised, 130 interrupted. What needs onnx, numpy or onnxruntime i
 `--help` answers at once.
 """
 
+import math
 import signal
 from typing import Any
 
@@ -13,6 +14,20 @@ import click
 from bevel.errors import BevelError
 
 INTERRUPTED = 130
+
+
+class Limit(click.FloatRange):
+    """A number from zero on; what is none would be kept by everything."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read the number."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is no number", param, ctx)
+        return number
+
+
+LIMIT = Limit(min=0)
 
 
 class Command(click.Command):
@@ -52,10 +67,10 @@ def bevel() -> None:
 @click.option("--report", "reports", multiple=True, metavar="FILE", help="Write the report (.json or .md). Repeatable.")
 @click.option("--plan", metavar="FILE", help="Write which places of which tensor were kept (.json).")
 @click.option("--budget", "budgets", multiple=True, metavar="LIMIT", help="size=0.5x, error=0.01, latency=0.8x, ...")
-@click.option("--max-error", type=click.FloatRange(min=0), help="Largest relative error a lossy pass may make.")
+@click.option("--max-error", type=LIMIT, help="Largest relative error a lossy pass may make.")
 @click.option("--verify/--no-verify", default=True, help="Check every pass's promise in ONNX Runtime.  [default: on]")
 @click.option("--latency/--no-latency", default=None, help="Measure latency.  [default: up to 1 GB of weights]")
-@click.option("--seed", default=0, show_default=True, help="Seed of everything random.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random.")
 @click.option("--print-after", multiple=True, metavar="PASS", help="Print the graph after a pass ('all' for each).")
 @click.option("--time-passes", is_flag=True, help="Print how long each pass and its check took.")
 @click.option("--bisect", type=click.IntRange(min=0), metavar="N", help="Run the first N passes only.")
@@ -74,7 +89,7 @@ def optimize(**options: Any) -> None:
 @click.argument("model", metavar="MODEL.onnx")
 @click.option("--check", is_flag=True, help="Permute every group at random and compare the outputs.")
 @click.option("--calibration", metavar="PATH", help="Inputs for --check. Default: made up.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the permutations.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the permutations.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(model: str, check: bool, calibration: str | None, seed: int, as_json: bool) -> None:
     """Print a model's inputs, cost and groups: the dimensions that can be pruned or reordered, and why not more."""
@@ -87,9 +102,9 @@ def inspect(model: str, check: bool, calibration: str | None, seed: int, as_json
 @click.argument("reference", metavar="A.onnx")
 @click.argument("result", metavar="B.onnx")
 @click.option("--calibration", metavar="PATH", help="Inputs: an .npz, an .npy, or a folder. Default: made up.")
-@click.option("--rtol", type=click.FloatRange(min=0), help="Largest relative error allowed.  [default: 1e-05]")
+@click.option("--rtol", type=LIMIT, help="Largest relative error allowed.  [default: 1e-05]")
 @click.option("--exact", is_flag=True, help="Demand equality in every element.")
-@click.option("--seed", default=0, show_default=True, help="Seed of made-up inputs.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of made-up inputs.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(**options: Any) -> None:
     """Compare two models on the same inputs: exit 0 if they agree, 1 if they do not."""
@@ -103,7 +118,7 @@ def verify(**options: Any) -> None:
 @click.option("-o", "--output", metavar="OUT.py", required=True, help="Python source; weights go to OUT.safetensors.")
 @click.option("--calibration", metavar="PATH", help="Inputs to compare on. Default: made up.")
 @click.option("--verify/--no-verify", default=True, help="Compare with ONNX Runtime first.  [default: on]")
-@click.option("--seed", default=0, show_default=True, help="Seed of made-up inputs.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of made-up inputs.")
 def to_torch(**options: Any) -> None:
     """Write MODEL.onnx as a PyTorch module: Python that needs no Bevel, and its weights."""
     from bevel.commands.to_torch import run
@@ -122,9 +137,9 @@ def to_torch(**options: Any) -> None:
 @click.option("--only", multiple=True, metavar="PATTERN", help="Initializers to thin out. Repeatable.")
 @click.option("--skip", multiple=True, metavar="PATTERN", help="Initializers to leave as tuned. Repeatable.")
 @click.option("--calibration", metavar="PATH", help="Inputs: an .npz, an .npy, or a folder. Default: made up.")
-@click.option("--max-error", type=click.FloatRange(min=0), help="Largest relative error against the first model.")
+@click.option("--max-error", type=LIMIT, help="Largest relative error against the first model.")
 @click.option("--verify/--no-verify", default=True, help="Measure the error in ONNX Runtime.  [default: on]")
-@click.option("--seed", default=0, show_default=True, help="Seed of what is dropped.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of what is dropped.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
 def merge_delta(**options: Any) -> None:

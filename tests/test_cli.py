@@ -13,6 +13,7 @@ from click.testing import CliRunner
 import bevel
 from bevel.cli import bevel as bevel_command
 from bevel.cli import optimize as optimize_command
+from bevel.errors import UsageError
 from tests.graphs import MLP, MLP_WEIGHTS, proto
 
 DIGITS = str(files("bevel") / "models" / "digits.onnx")
@@ -291,3 +292,68 @@ def test_a_module_is_not_written_to_a_name_without_py(model):
     assert done.exit_code == 2 and ".py" in done.stderr
     assert names(".") == {"mlp.onnx"}
     assert run("to-torch", "absent.onnx", "-o", "mlp.bin").stderr == done.stderr  # said before anything is read
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-o", ""), "the output has no name"),
+        (("-o", "."), "is a folder"),
+        (("-o", "x" * 300), "File name too long"),
+        (("-o", "out.onnx", "--plan", "."), "is a folder"),
+        (("-o", "out.onnx", "--plan", "./out.onnx"), "the plan would replace the output"),
+        (("-o", "out.json", "--report", "out.json"), "the report would replace the output"),
+        (("-o", "out.onnx", "--report", "absent/r.json"), "the report's folder does not exist"),
+        (("-o", "out.onnx", "--keep-failed", "mlp.onnx"), "is no folder"),
+        (("-o", "out.onnx", "--keep-failed", ""), "is no folder"),
+        (("-o", "out.onnx", "--seed", "-1"), "-1"),
+        (("-o", "out.onnx", "--max-error", "nan"), "nan is no number"),
+    ],
+)
+def test_what_cannot_be_written_or_asked_for_is_refused_before_any_work(model, arguments, message):
+    done = optimize(model, "-p", "fold", *arguments)
+    assert (done.exit_code, done.stdout) == (2, ""), done.output
+    assert message in done.stderr
+    assert names(".") == {"mlp.onnx"}
+
+
+def test_a_plan_or_report_does_not_take_the_place_of_a_device(model, tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    for option in ("--plan", "--report"):
+        with subprocess.Popen(["cat", "pipe.json"], stdout=subprocess.PIPE, cwd=tmp_path) as reader:
+            done = optimize(model, "-p", "prune-channels", "-o", "out.onnx", option, "pipe.json")
+            assert done.exit_code == 0, done.output
+            assert json.loads(reader.communicate()[0])
+        assert (tmp_path / "pipe.json").is_fifo()
+
+
+def test_a_full_device_is_an_error_and_no_traceback(model):
+    if not Path("/dev/full").is_char_device():
+        pytest.skip("this system has no full device")
+    for done in (
+        optimize(model, "-p", "fold", "-o", "/dev/full"),
+        run("merge-delta", model, "--base", model, "-o", "/dev/full"),
+    ):
+        assert done.exit_code == 2 and "No space left" in done.stderr
+    assert Path("/dev/full").is_char_device()
+
+
+def test_limits_that_are_no_numbers_are_kept_by_nothing(model):
+    assert run("verify", model, model, "--rtol", "nan").exit_code == 2
+    assert run("merge-delta", model, "--base", model, "-o", "out.onnx", "--max-error", "nan").exit_code == 2
+    assert run("merge-delta", model, "--base", model, "-o", "out.onnx", "--scale", "inf").exit_code == 2
+    with pytest.raises(UsageError, match="no limit"):
+        bevel.optimize(bevel.load(model), "fold", max_error=float("nan"))
+    with pytest.raises(UsageError, match="negative"):
+        bevel.optimize(bevel.load(model), "fold", seed=-1)
+    assert names(".") == {"mlp.onnx"}
+
+
+def test_what_is_needed_is_told_where_it_cannot_be_kept(model, stubs, monkeypatch):
+    def full(*arguments, **named):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bevel.passes.reproducer.np.savez", full)
+    done = optimize(model, "-p", "scale{factor=2}", "-o", "out.onnx", "--keep-failed", "failed")
+    assert done.exit_code == 1 and "scale: promised Preserving" in done.stderr
+    assert "was not saved: [Errno 28] No space left" in done.stderr

@@ -19,7 +19,7 @@ from bevel.ir.canonical.arithmetic import merge_arithmetic
 from bevel.ir.canonical.shapes import MINTED, forget_contents, forget_minted_names
 from bevel.ir.canonical.sharing import merge_shared
 from bevel.ir.mapped import HAD_EXTERNAL_DATA
-from bevel.writing import temporary, written
+from bevel.writing import is_device, temporary, written
 
 LARGEST_INLINE: Final = 1_900_000_000
 """Bytes of tensors; above it they go to a file of their own, for no protobuf message can reach 2 GiB."""
@@ -44,13 +44,12 @@ def save(model: ir.Model, destination: str | os.PathLike[str] | BinaryIO, *, ext
         save_to_stream(model, destination, external)
         return
     path = Path(destination)
-    if path.exists() and not path.is_file():
-        if path.is_dir():
-            raise UsageError("is a folder", where=str(path), remedy="name a file in it")
-        with path.open("wb") as device:
-            save_to_stream(model, device, external)
-        return
-    save_to_path(model, path.resolve() if path.is_symlink() else path, external)
+    with written(path):
+        if is_device(path):
+            with path.open("wb") as device:
+                save_to_stream(model, device, external)
+        else:
+            save_to_path(model, path.resolve() if path.is_symlink() else path, external)
 
 
 def ready_to_save(model: ir.Model) -> ir.Model:
@@ -127,7 +126,7 @@ def save_to_path(model: ir.Model, path: Path, external: bool) -> None:
     """Write the file, and its data file if there is one, beside their places, then rename both."""
     data = path.with_name(f"{path.name}.data")
     plan = plan_of(model, data.name if external else None)
-    with written(path), temporary(path) as new, temporary(data) as new_data:
+    with temporary(path) as new, temporary(data) as new_data:
         if plan.external:
             with new_data.open("xb") as file:
                 write_data(file, plan)

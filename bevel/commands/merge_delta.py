@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import click
 
-from bevel.commands.files import STREAM, read, say, write
+from bevel.commands.files import STREAM, check_places, read, say, write
 from bevel.merging import merge_delta
 from bevel.passes.merge_delta import MergeDelta
 from bevel.passes.options import build
@@ -27,6 +27,7 @@ def run(
     **options: object,
 ) -> None:
     """Carry out the command."""
+    check_places([("output", None if output == STREAM else output)])
     step = build(MergeDelta, {**options, "only": tuple(only), "skip": tuple(skip)})
     model, *siblings = (read(path) for path in tuned)
     report = merge_delta(

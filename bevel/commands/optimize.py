@@ -10,13 +10,14 @@ import click
 import onnx_ir as ir
 
 from bevel.budget import Budget, Line
-from bevel.commands.files import STREAM, read, say, summarize, write
+from bevel.commands.files import STREAM, check_folder, check_places, read, say, summarize, write
 from bevel.errors import BudgetMissed, UsageError, nearest
 from bevel.ir.cost import cost
 from bevel.ir.plan import plan as plan_of
 from bevel.passes.base import Pass, Progress, silent
 from bevel.passes.pipeline import Hooks, Pipeline, from_recipe, optimize, parse
 from bevel.report import Report, seconds_text, size
+from bevel.writing import write_text, written
 
 MEASURED_BYTES = 10**9
 PROJECT = Path("pyproject.toml")
@@ -49,8 +50,9 @@ def run(
     pipeline = _pipeline(passes, recipe)
     limits = [Budget.parse(text) for text in budgets]
     _check_request(pipeline, output, reports, print_after, limits, dry_run=dry_run, verify=verify, as_json=as_json)
-    _check_folder("output", None if output == STREAM else output)
-    _check_folder("plan", plan)
+    named = None if output == STREAM else output
+    check_places([("output", named), ("plan", plan), *(("report", path) for path in reports)])
+    check_folder(keep_failed)
     source = read(model)
     with _progress(shown=not (quiet or as_json)) as progress:
         hooks = Hooks(
@@ -157,11 +159,6 @@ def _check_request(
         raise UsageError("an error budget needs verification", remedy="leave --no-verify away")
 
 
-def _check_folder(what: str, path: str | None) -> None:
-    if path is not None and not Path(path).resolve().parent.is_dir():
-        raise UsageError(f"the {what}'s folder does not exist", where=path)
-
-
 @contextmanager
 def _progress(*, shown: bool) -> Iterator[Progress]:
     """Show a progress bar on stderr while the block runs, if that is a terminal."""
@@ -198,7 +195,7 @@ def _publish(
 ) -> None:
     """Write the report where it was asked for: files, the job summary, and JSON or a table on the terminal."""
     for path in reports:
-        Path(path).write_text(REPORT_FORMATS[Path(path).suffix](report), encoding="utf-8")
+        write_text(path, REPORT_FORMATS[Path(path).suffix](report))
     summarize(report.markdown() + "".join(f"- {line}\n" for line in lines))
     if as_json:
         click.echo(report.json())
@@ -208,8 +205,9 @@ def _publish(
 
 def _refuse(result: ir.Model, folder: str | None, lines: Sequence[Line]) -> None:
     """Raise `BudgetMissed`; the result is kept in `folder` for a look, if one was given."""
-    if folder is not None:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        write(result, str(Path(folder) / "output.onnx"))
     missed = "; ".join(str(line) for line in lines if not line.kept)
+    if folder is not None:
+        with written(folder):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        write(result, str(Path(folder) / "output.onnx"))
     raise BudgetMissed(missed, remedy="nothing was written" + (f" but {folder}/output.onnx" if folder else ""))

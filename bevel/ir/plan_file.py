@@ -20,7 +20,7 @@ import numpy as np
 from bevel.errors import UsageError
 from bevel.ir.change import Change
 from bevel.ir.record import Cut
-from bevel.writing import temporary, written
+from bevel.writing import write_text
 
 FORMAT: Final = "bevel.plan"
 VERSION: Final = 1
@@ -80,11 +80,8 @@ def short(places: np.ndarray) -> str:
 
 
 def save(tensors: Sequence[PlannedTensor], path: str | os.PathLike[str]) -> None:
-    """Write a plan beside its place, then rename it."""
-    target = Path(path)
-    with written(target), temporary(target) as new:
-        new.write_text(dumps(tensors), encoding="utf-8")
-        new.replace(target)
+    """Write a plan; the file appears whole or not at all."""
+    write_text(path, dumps(tensors))
 
 
 def load(path: str | os.PathLike[str]) -> tuple[PlannedTensor, ...]:

@@ -110,7 +110,7 @@ class Option:
             raise self._wrong(value)
         if self.words and value not in self.words:
             raise UsageError(f"{self.label}={value} is not allowed", remedy=nearest(str(value), self.words))
-        if isinstance(value, (int, float)) and not self.range.lo <= value <= self.range.hi:
+        if isinstance(value, (int, float)) and not self._in_range(value):
             raise self._wrong(value)
         return value
 
@@ -123,6 +123,9 @@ class Option:
         if self.kind is bool:
             return str(value).lower()
         return _quoted(value, none=self.optional) if self.kind is str else repr(value)
+
+    def _in_range(self, value: float) -> bool:
+        return self.range.lo <= value <= self.range.hi and math.isfinite(value)
 
     def _checked_names(self, value: Any) -> tuple[str, ...]:
         if not isinstance(value, (tuple, list)) or not all(isinstance(item, str) for item in value):

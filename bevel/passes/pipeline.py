@@ -18,7 +18,7 @@ import onnx_ir as ir
 from bevel.backends.chance import called, random_nodes
 from bevel.backends.coded import Decoded
 from bevel.backends.onnxruntime import IN_MEMORY_BYTES, Level, Session, latencies, latency
-from bevel.errors import BevelError, PassFailed, PromiseBroken
+from bevel.errors import BevelError, PassFailed, PromiseBroken, UsageError
 from bevel.ir.coded import is_wide, narrow
 from bevel.ir.collector import sparing_the_old
 from bevel.ir.cost import cost
@@ -76,6 +76,7 @@ def optimize(
 
     Raises `PromiseBroken`, `PassFailed` (a pass raised), or another `BevelError` (it refused, or nothing can be run).
     """
+    _check_numbers(seed, max_error)
     with sparing_the_old():
         run = _Run(model, as_pipeline(pipeline), calibration, verify, seed, max_error, hooks or Hooks())
         result = run.narrowed(run.all_passes())
@@ -83,6 +84,13 @@ def optimize(
     if not dry_run:
         adopt(model, result)
     return report
+
+
+def _check_numbers(seed: int, max_error: float | None) -> None:
+    if seed < 0:
+        raise UsageError(f"seed {seed} is negative", remedy="give 0 or more")
+    if max_error is not None and not max_error >= 0:
+        raise UsageError(f"max_error {max_error} is no limit", remedy="give a number from 0 on")
 
 
 def adopt(model: ir.Model, other: ir.Model) -> None:
@@ -257,9 +265,16 @@ class _Run:
             yield
         except (PromiseBroken, PassFailed) as error:
             if self.hooks.keep_failed is not None:
-                keep(self.hooks.keep_failed, given, str(step), self.seed, self.calibration, error)
-                self.hooks.log(f"what is needed to see it again is in {self.hooks.keep_failed}")
+                self.hooks.log(self._kept(self.hooks.keep_failed, step, given, error))
             raise
+
+    def _kept(self, folder: Path, step: Pass, given: ir.Model, error: BevelError) -> str:
+        """Save what is needed to see a failure again, and say where, or why not."""
+        try:
+            keep(folder, given, str(step), self.seed, self.calibration, error)
+        except OSError as unwritten:
+            return f"what is needed to see it again was not saved: {unwritten}"
+        return f"what is needed to see it again is in {folder}"
 
 
 def _held(model: ir.Model) -> str:
