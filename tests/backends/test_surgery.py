@@ -359,6 +359,20 @@ def test_types_survive(kind):
     assert {tensor.dtype for tensor in module.parameters()} == {kind}
 
 
+def test_half_precision_inside_is_rounding():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.outer = nn.Linear(8, 32), nn.Linear(32, 4).half()
+
+        def forward(self, x):
+            return self.outer(self.inner(x).half()).float()
+
+    module, x = fresh(Mixed), torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    assert apply(module, optimized(module, x), example_inputs=x).error < 1e-4
+    assert module.inner.out_features == 16
+
+
 def test_a_step_of_training_then_saving_and_loading(tmp_path):
     module = fresh(language.Encoder)
     model = optimized(module, IDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -21,6 +22,8 @@ from bevel.errors import EditRefused, UsageError
 
 ROUNDINGS: Final = 4
 """Half-precision kernels compute in float32 and round at every node; two such roundings a side differ by 4 units."""
+HALF_UNIT: Final = 2.0**-8
+"""The unit of bfloat16, the coarser of the two."""
 
 Examples: TypeAlias = Tensor | Mapping[str, Any] | Sequence[Any]
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -81,7 +84,8 @@ def outputs(module: nn.Module, call: Call) -> tuple[Array, ...]:
 
 def error(module: nn.Module, calls: Sequence[Call]) -> float:
     """Return the largest relative error of a module's answers, over `limit`; whatever its forward raises is raised."""
-    return max(_distance(call.expected, outputs(module, call)) for call in calls)
+    inside = _unit_inside(module)
+    return max(_distance(call.expected, outputs(module, call), inside) for call in calls)
 
 
 def are_constant(calls: Sequence[Call]) -> bool:
@@ -89,18 +93,21 @@ def are_constant(calls: Sequence[Call]) -> bool:
     return all(array.size == 0 or bool((array == array.flat[0]).all()) for call in calls for array in call.expected)
 
 
-def _distance(expected: Sequence[Array], found: Sequence[Array]) -> float:
-    """Return `max |difference| / max |expected|` in units of the tolerance of each output's type, at least."""
+def _distance(expected: Sequence[Array], found: Sequence[Array], inside: float) -> float:
+    """Return `max |difference| / max |expected|` in units of the tolerance of the coarsest type, at least.
+
+    That is the output's own, or one of half precision `inside` the module.
+    """
     if len(expected) != len(found):
         raise EditRefused(
             f"it returns {len(found)} tensors, the model {len(expected)}",
             where="the module",
             remedy="load and apply with the same arguments (use_cache=False, return_dict, ...)",
         )
-    return max((_apart(*pair) for pair in zip(expected, found, strict=True)), default=0.0)
+    return max((_apart(*pair, inside) for pair in zip(expected, found, strict=True)), default=0.0)
 
 
-def _apart(expected: Array, found: Array) -> float:
+def _apart(expected: Array, found: Array, inside: float) -> float:
     if expected.shape != found.shape:
         return np.inf
     if not expected.size:
@@ -113,12 +120,17 @@ def _apart(expected: Array, found: Array) -> float:
     largest = float(finite.max()) if finite.size else 0.0
     with np.errstate(invalid="ignore"):
         apart = np.where(same, 0.0, np.abs(left - right)).max() / max(largest, np.finfo(np.float32).tiny)
-    unit = _unit(expected)
+    unit = max(_unit(expected), inside)
     return float("inf") if np.isnan(apart) else float(apart * KERNELS_RTOL / max(KERNELS_RTOL, ROUNDINGS * unit))
 
 
 def _unit(array: Array) -> float:
-    return 2.0**-8 if array.dtype.itemsize == 2 and array.dtype.kind in "fV" else 0.0
+    return HALF_UNIT if array.dtype.itemsize == 2 and array.dtype.kind in "fV" else 0.0
+
+
+def _unit_inside(module: nn.Module) -> float:
+    tensors = chain(module.parameters(), module.buffers())
+    return HALF_UNIT if any(tensor.is_floating_point() and tensor.itemsize == 2 for tensor in tensors) else 0.0
 
 
 FORWARD_ERRORS: Final = (
