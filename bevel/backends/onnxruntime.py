@@ -22,7 +22,8 @@ import numpy as np
 import onnx_ir as ir
 
 from bevel.backends import files
-from bevel.backends.chance import steadied
+from bevel.backends.chance import called, steadied
+from bevel.backends.loops import endless
 from bevel.backends.scans import transposed_first
 from bevel.errors import BevelError, UnsupportedModel
 
@@ -86,9 +87,9 @@ class Level(Enum):
 class Session:
     """A model loaded in ONNX Runtime, on the CPU, whose random operators draw the same in each run.
 
-    Raises `UnsupportedModel` with ONNX Runtime's message when it does not load. Close it, or use it in a `with`, to
-    give its memory back. With `draft` a small model is loaded as passes see it, not as it would be saved: that takes
-    half the time, and is for what no promise is judged by, nor a latency.
+    Raises `UnsupportedModel` with ONNX Runtime's message when it does not load, or if a loop in it has no end. Close
+    it, or use it in a `with`, to give its memory back. With `draft` a small model is loaded as passes see it, not as it
+    would be saved: that takes half the time, and is for what no promise is judged by, nor a latency.
     """
 
     def __init__(
@@ -97,6 +98,12 @@ class Session:
         self.outputs = tuple(value.name or "" for value in model.graph.outputs)
         self._raw = any(value.dtype in RAW_TYPES for value in (*model.graph.inputs, *model.graph.outputs))
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        for node in endless(model):
+            raise UnsupportedModel(
+                "loops forever: its trips have no bound, and its condition stays true",
+                where=called(node),
+                remedy="give the loop a trip count, or a condition that changes; or skip the check with --no-verify",
+            )
         model = transposed_first(steadied(model))
         size = files.tensor_bytes(model)
         big = size > IN_MEMORY_BYTES

@@ -44,6 +44,48 @@ def test_a_model_that_does_not_load_leaves_no_file(monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+LOOP = """
+loop (float[2] x, bool going) => (float[2] y) {
+  yes = Constant <value = bool {1}> ()
+  many = Constant <value = int64 {TRIPS}> ()
+  y = Loop (BOUND, START, x) <body = b (int64 n, bool on, float[2] state) => (bool still, float[2] next) {
+    next = Neg (state)
+    FIRST
+  }>
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("bound", "start", "condition", "ends"),
+    [
+        ('""', "yes", "still = Identity (on)", False),
+        ('""', '""', "more = Identity (on) still = Identity (more)", False),
+        ("many", "yes", "still = Constant <value = bool {1}> ()", False),
+        ('""', "going", "still = Identity (on)", True),
+        ('""', "yes", "still = Not (on)", True),
+        ('""', "yes", "still = Constant <value = bool {0}> ()", True),
+        ("many", "yes", "three = Constant <value = int64 {3}> () still = Less (n, three)", True),
+    ],
+)
+def test_a_loop_without_an_end_is_refused(bound, start, condition, ends):
+    """A run of ONNX Runtime's cannot be stopped, not even by Ctrl-C."""
+    text = LOOP.replace("BOUND", bound).replace("START", start).replace("FIRST", condition)
+    model = graph(text.replace("TRIPS", str(2**63 - 1)))
+    if not ends:
+        with pytest.raises(UnsupportedModel, match="loops forever"):
+            Session(model)
+        return
+    with Session(model) as session:
+        assert session.run({"x": X[0, :2], "going": np.array(False)})["y"].shape == (2,)
+
+
+def test_a_loop_with_a_bound_is_run():
+    text = LOOP.replace("BOUND", "many").replace("START", "yes").replace("FIRST", "still = Identity (on)")
+    with Session(graph(text.replace("TRIPS", "3"))) as session:
+        assert np.array_equal(session.run({"x": X[0, :2], "going": np.array(True)})["y"], -X[0, :2])
+
+
 @pytest.mark.parametrize(
     ("name", "kind"), [("bfloat16", ml_dtypes.bfloat16), ("float8e4m3fn", ml_dtypes.float8_e4m3fn)]
 )
