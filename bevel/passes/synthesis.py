@@ -92,10 +92,10 @@ def synthesize(model: ir.Model, seed: int, count: int, runs: Callable[[Feed], ob
     for plan in plans:
         if _entries(inputs, plan) > (MOST_ENTRIES if failures else TOO_MANY_ENTRIES):
             continue
-        feeds = _feeds(inputs, plan, seed, count)
-        error = _failure(feeds, runs)
+        stream = _stream(inputs, plan, seed, count)
+        error = _failure(stream, runs)
         if error is None:
-            return _stream(feeds, partial(_feeds, inputs, plan, seed))
+            return stream
         failures.append(error)
     raise CalibrationError(
         f"no inputs could be made up that the model runs on: {failures[0].what}",
@@ -123,24 +123,31 @@ def _check_possible(inputs: Sequence[Input]) -> None:
     )
 
 
-def _stream(feeds: list[Feed], make: Callable[[int], list[Feed]]) -> Calibration:
-    return Calibration(lambda: feeds, "made-up inputs", lambda count: _stream(make(count), make))
+def _stream(inputs: Sequence[Input], plan: Plan, seed: int, count: int) -> Calibration:
+    """Return so many feeds, each made when it is first read: who wants so many samples reads fewer feeds than that."""
+    held: list[Feed] = []
 
+    def read() -> Iterator[Feed]:
+        for number in range(count):
+            if number == len(held):
+                held.append(_feed(inputs, plan, seed, number))
+            yield held[number]
 
-def _feeds(inputs: Sequence[Input], plan: Plan, seed: int, count: int) -> list[Feed]:
-    return [_feed(inputs, plan, seed, n) for n in range(count)]
+    return Calibration(read, "made-up inputs", partial(_stream, inputs, plan, seed))
 
 
 def _has_free_axes(inputs: Sequence[Input]) -> bool:
     return any(wanted.shape is None or not all(isinstance(dim, int) for dim in wanted.shape) for wanted in inputs)
 
 
-def _failure(feeds: list[Feed], runs: Callable[[Feed], object]) -> BevelError | None:
+def _failure(feeds: Calibration, runs: Callable[[Feed], object]) -> BevelError | None:
     try:
         for feed in feeds:
             runs(feed)
     except BevelError as error:
         return error
+    except MemoryError:
+        return CalibrationError("there is no memory for inputs of that size")
     return None
 
 

@@ -7,6 +7,7 @@ import pytest
 from bevel.backends.onnxruntime import Session
 from bevel.errors import CalibrationError, UsageError
 from bevel.ir.signature import index_bound, signature
+from bevel.passes import synthesis
 from bevel.passes.calibration import Calibration
 from bevel.passes.execution import Execution
 from bevel.passes.synthesis import smooth, synthesize
@@ -130,6 +131,28 @@ def test_streams_can_be_read_again():
 def made_up(model, seed=0, count=3):
     with Session(model) as session:
         return list(synthesize(model, seed, count, session.run))
+
+
+def test_only_the_feeds_that_are_read_are_made_up(monkeypatch):
+    made = []
+    monkeypatch.setattr(synthesis, "_feed", lambda *given, make=synthesis._feed: made.append(given) or make(*given))
+    with Session(mlp()) as session:
+        stream = synthesize(mlp(), 0, 2, session.run)
+    made.clear()
+    rows = [len(feed["x"]) for feed in stream.samples(100)]
+    assert len(rows) < 50 and sum(rows) >= 100  # some rows a feed
+    assert len(made) <= len(rows) + 1
+    again = stream.more(3)
+    assert [id(feed) for feed in again] == [id(feed) for feed in again]
+
+
+def test_inputs_that_memory_does_not_hold_are_an_error(monkeypatch):
+    def full(*arguments):
+        raise MemoryError
+
+    with Session(mlp()) as session, pytest.raises(CalibrationError, match="no memory"):
+        monkeypatch.setattr("bevel.passes.synthesis._feed", full)
+        synthesize(mlp(), 0, 2, session.run)
 
 
 def test_a_symbol_has_one_size_and_two_symbols_have_two():
