@@ -21,6 +21,7 @@ from bevel.passes.factoring.split import split
 from bevel.passes.fitting.layers import WEIGHT, Layer, hold
 from bevel.passes.fitting.moments import Moments, moments
 from bevel.passes.fitting.shift import bias_of, can_shift
+from bevel.passes.formats.blocks import finite
 from bevel.passes.sentences import listed
 
 Array = np.ndarray[Any, Any]
@@ -142,12 +143,13 @@ class LowRank(Pass):
             yield from ((layer, None) for layer in found)
 
     def _factors(self, layer: Layer, moment: Moments | None) -> Factors | None:
-        """Return the factors of a layer; None where its moments overflow."""
-        if moment is None:
-            return best_factors(layer.content())
-        if not moment.finite:
+        """Return the factors of a layer; None where its weights or moments are not finite."""
+        weights = layer.content()
+        if not finite(weights) or (moment is not None and not moment.finite):
             return None
-        return best_factors(layer.content(), moment.about(_bias(layer) is not None), moment.apart)
+        if moment is None:
+            return best_factors(weights)
+        return best_factors(weights, moment.about(_bias(layer) is not None), moment.apart)
 
 
 def _alone(layer: Layer) -> bool:

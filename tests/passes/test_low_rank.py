@@ -1,5 +1,6 @@
 import numpy as np
 import onnx
+import onnx_ir
 import pytest
 
 import bevel
@@ -230,3 +231,12 @@ def test_factors_have_no_names_of_a_module():
     optimize(model, LowRank(rank=4, metric="inputs"), calibration=feeds(40))
     named = {name for name, value in model.graph.initializers.items() if provenance(value)}
     assert named == {"b2"}
+
+
+@pytest.mark.parametrize("options", ["ratio=0.3", "ratio=0.3 allocation=uniform", "rank=4", "ratio=0.3 metric=inputs"])
+def test_weights_that_are_not_finite_stay_as_they_are(options):
+    model = graph(DENSE, MATRICES)
+    broken = model.graph.initializers["w3"]
+    broken.const_value = onnx_ir.tensor(np.where(np.eye(40, 10), np.inf, 1.0).astype(np.float32))
+    optimize(model, f"low-rank{{{options}}}", verify=False)
+    assert {"w2", "w3"} & set(model.graph.initializers) == {"w3"}
