@@ -359,6 +359,17 @@ def test_types_survive(kind):
     assert {tensor.dtype for tensor in module.parameters()} == {kind}
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_a_weight_that_a_hook_computes_is_refused_with_what_to_use_instead(norm):
+    module = nn.Sequential(norm(nn.Conv1d(6, 32, 3)), nn.ReLU(), nn.Conv1d(32, 4, 3)).eval()
+    x = torch.randn(2, 6, 9)
+    before = answer(module, x)
+    with pytest.raises(EditRefused, match="if a hook computes one, as"):
+        apply(module, optimized(module, x), example_inputs=x)
+    assert torch.equal(answer(module, x), before)
+
+
 def test_half_precision_inside_is_rounding():
     class Mixed(nn.Module):
         def __init__(self):

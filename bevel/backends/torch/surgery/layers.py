@@ -151,7 +151,9 @@ def follow(layer: nn.Module, name: str, found: list[Claim], journal: Journal) ->
                 f"its {first.tensor} makes {first.attribute} {first.value}, its {claim.tensor} {claim.value}: only a "
                 "part of the layer was changed",
                 where=f"module {name!r} ({type(layer).__name__})",
-                remedy="a pass took one of them into another layer: optimize without `fold`, or use bevel.to_torch",
+                remedy="use bevel.to_torch; or, if a pass took one of them elsewhere, optimize without `fold`; "
+                "if a hook computes one, as torch.nn.utils.weight_norm does, use torch.nn.utils.parametrizations; if "
+                "directions or parts were cut differently, leave the layer out (skip=...)",
             )
     if "scale" in said and type(layer) is nn.MultiheadAttention:
         # The containers of PyTorch hand such a module's weights to a kernel that takes the usual widths for granted.
