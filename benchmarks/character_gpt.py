@@ -26,6 +26,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from safetensors.torch import load_file, save_file
+from scipy.special import log_softmax
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -162,10 +163,19 @@ def windows_of(text: Tensor, count: int) -> tuple[Array, Array]:
 def perplexity(model: ir.Model, text: Tensor | None = None, windows: int = HELD_OUT_WINDOWS) -> float:
     """Return the perplexity of the next character in ONNX Runtime, in held-out files if no text is given."""
     inputs, labels = windows_of(data.source_code()[1] if text is None else text, windows)
+    return data.perplexity(_logits(model, inputs), labels)
+
+
+def log_probabilities(model: ir.Model, windows: int = HELD_OUT_WINDOWS) -> np.ndarray:
+    """Return what a model thinks of the next character in held-out files, `[windows, length, characters]`."""
+    inputs, _ = windows_of(data.source_code()[1], windows)
+    return np.asarray(log_softmax(_logits(model, inputs).astype(np.float64), axis=-1))
+
+
+def _logits(model: ir.Model, inputs: np.ndarray) -> np.ndarray:
     with Session(model, threads=1) as session:
-        feeds = ({"ids": inputs[start : start + ROWS]} for start in range(0, windows, ROWS))
-        logits = np.concatenate([next(iter(session.run(feed).values())) for feed in feeds])
-    return data.perplexity(logits, labels)
+        feeds = ({"ids": inputs[start : start + ROWS]} for start in range(0, len(inputs), ROWS))
+        return np.concatenate([next(iter(session.run(feed).values())) for feed in feeds])
 
 
 def calibration(windows: int = CALIBRATION_WINDOWS, seed: int = 0, text: Tensor | None = None) -> list[Feed]:

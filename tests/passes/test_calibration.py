@@ -80,15 +80,18 @@ def test_unreadable_files_are_errors(tmp_path, content):
         list(Calibration.of(tmp_path / "x.npz", mlp()))
 
 
-@pytest.mark.parametrize("save", [np.save, np.savez, np.savez_compressed, "protobuf"], ids=str)
-def test_damaged_files_are_errors_or_inputs(tmp_path, save):
+@pytest.mark.parametrize("kind", ["save", "savez", "savez_compressed", "protobuf"])
+def test_damaged_files_are_errors_or_inputs(tmp_path, kind):
     array = np.ones((2, 6), np.float32)
-    if save == "protobuf":
+    if kind == "protobuf":
         file, source = tmp_path / "input_0.pb", tmp_path
         file.write_bytes(onnx.numpy_helper.from_array(array).SerializeToString())
+    elif kind == "save":
+        file = source = tmp_path / "x.npy"
+        np.save(file, array)
     else:
-        file = source = tmp_path / ("x.npy" if save is np.save else "x.npz")
-        save(file, array) if save is np.save else save(file, x=array)
+        file = source = tmp_path / "x.npz"
+        getattr(np, kind)(file, x=array)
     whole, chance, refused = file.read_bytes(), random.Random(0), 0
     for _ in range(100):
         damaged = bytearray(whole[: chance.randrange(1, 2 * len(whole))])
