@@ -3,6 +3,7 @@
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import onnx_ir as ir
@@ -22,11 +23,19 @@ def keep(folder: Path, model: ir.Model, step: str, seed: int, feeds: Calibration
     big = cost(model).bytes > ONE_FILE_BYTES
     ir.save(model.clone(), folder / "input.onnx", external_data="input.weights" if big else None)
     for number, feed in enumerate(islice(feeds, FEEDS_KEPT)):
-        np.savez(folder / f"feed_{number}.npz", **_arrays(feed))
+        _save(folder / f"feed_{number}.npz", _arrays(feed))
     (folder / "pipeline.txt").write_text(f"{step}\n")
     (folder / "error.txt").write_text(f"{error}\n")
     command = f'optimize input.onnx --passes "$(cat pipeline.txt)" --calibration . --seed {seed} -o output.onnx\n'
     (folder / "command.txt").write_text(command)
+
+
+def _save(path: Path, arrays: dict[str, Any]) -> None:
+    """Write an `.npz` of arrays under any names; `np.savez` takes some for its own parameters, `file` for one."""
+    with ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
 def _arrays(feed: dict[str, Any]) -> dict[str, Any]:

@@ -97,10 +97,12 @@ def test_print_after_sees_each_pass_and_its_model():
     assert seen == [("nothing", True), ("zero", True)]
 
 
-def test_a_failure_can_be_seen_again(tmp_path, stubs):
-    folder = tmp_path / "failed"
+@pytest.mark.parametrize("name", ["x", "file", "a/b"])
+def test_a_failure_can_be_seen_again(tmp_path, stubs, name):
+    folder, model = tmp_path / "failed", mlp()
+    model.graph.inputs[0].name = name
     with pytest.raises(PromiseBroken):
-        optimize(mlp(), [LossyScale(factor=2), Scale(factor=3)], seed=5, hooks=Hooks(keep_failed=folder))
+        optimize(model, [LossyScale(factor=2), Scale(factor=3)], seed=5, hooks=Hooks(keep_failed=folder))
     again = bevel.load(folder / "input.onnx")
     text = (folder / "pipeline.txt").read_text().strip()
     assert text == "scale{factor=3.0}"
