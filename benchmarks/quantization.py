@@ -99,6 +99,9 @@ def runs(widths: list[int], blocks: list[int]) -> Iterator[Run]:
 def measured(network: Network, run: Run, rows: list[int], products: bool) -> tuple[list[str], Run]:
     """Return the cells of a run, and the run with what it found; that has no worth if it failed."""
     result = network.path.with_name("result.onnx")
+    written = [result, result.with_name(f"{result.name}.data")]
+    for file in written:
+        file.unlink(missing_ok=True)
     what = {"method": run.method, "bits": run.bits, "block": run.block}
     if run.tool == BEVEL:
         steps = recipe(run.method, run.bits, run.block)
@@ -108,7 +111,7 @@ def measured(network: Network, run: Run, rows: list[int], products: bool) -> tup
     if done.returncode:
         return [f"failed: {done.stderr.strip().splitlines()[-1][:160]}"], run
     seconds, cpu, peak = json.loads(done.stdout.splitlines()[-1])
-    size = result.stat().st_size
+    size = sum(file.stat().st_size for file in written if file.exists())
     rest, elements = others(network.path, products)
     each = (size - rest) * 8 / elements
     quality = list(network.quality(result))
