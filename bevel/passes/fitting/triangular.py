@@ -30,7 +30,7 @@ def factor(matrix: Array) -> None:
     middle = len(matrix) // 2
     left, rest = matrix[middle:, :middle], matrix[middle:, middle:]
     factor(matrix[:middle, :middle])
-    divide(left, matrix[:middle, :middle])
+    _divide(left, matrix[:middle, :middle])
     for start in range(0, len(rest), STRIP):  # only what is read: the lower part
         some = slice(start, start + STRIP)
         rest[some, : some.stop] -= left[some] @ left[: some.stop].T
@@ -53,20 +53,14 @@ def mirror(matrix: Array) -> None:
         matrix[start:stop, stop:] = matrix[stop:, start:stop].T
 
 
-def divide(rows: Array, lower: Array) -> None:
-    """Multiply rows by the transposed inverse of a lower triangular matrix, in place.
-
-    >>> found = np.array([[4.0, 4.0]], np.float32)
-    >>> divide(found, np.array([[2.0, 0.0], [1.0, 2.0]], np.float32))
-    >>> found.tolist()
-    [[2.0, 1.0]]
-    """
+def _divide(rows: Array, lower: Array) -> None:
+    """Multiply rows by the transposed inverse of a lower triangular matrix, in place."""
     if len(lower) <= SMALL:
         rows[:] = rows @ np.linalg.inv(lower).T
         return
     middle = len(lower) // 2
-    divide(rows[:, :middle], lower[:middle, :middle])
+    _divide(rows[:, :middle], lower[:middle, :middle])
     for start in range(0, len(rows), STRIP):
         some = slice(start, start + STRIP)
         rows[some, middle:] -= rows[some, :middle] @ lower[middle:, :middle].T
-    divide(rows[:, middle:], lower[middle:, middle:])
+    _divide(rows[:, middle:], lower[middle:, middle:])
