@@ -4,15 +4,23 @@ from typing import Final
 
 import onnx_ir as ir
 
+from bevel.backends.chance import called
+from bevel.errors import UnsupportedModel
 from bevel.ir.canonical.constants import constant_of
 
 UNBOUNDED: Final = 2**40
 """Trips; so many take days, however little there is to do in each, and exporters write 2**63 - 1 for no bound."""
 
 
-def endless(model: ir.Model) -> list[ir.Node]:
-    """Return the loops whose trips have no bound and whose condition never changes from true."""
-    return [node for node in ir.traversal.RecursiveGraphIterator(model.graph) if _is_endless(node)]
+def refuse_endless(model: ir.Model) -> None:
+    """Raise `UnsupportedModel` for a loop whose trips have no bound and whose condition never changes from true."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if _is_endless(node):
+            raise UnsupportedModel(
+                "loops forever: its trips have no bound, and its condition stays true",
+                where=called(node),
+                remedy="give the loop a trip count, or a condition that changes; or skip the check with --no-verify",
+            )
 
 
 def _is_endless(node: ir.Node) -> bool:

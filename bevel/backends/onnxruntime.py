@@ -22,8 +22,8 @@ import numpy as np
 import onnx_ir as ir
 
 from bevel.backends import files
-from bevel.backends.chance import called, steadied
-from bevel.backends.loops import endless
+from bevel.backends.chance import steadied
+from bevel.backends.loops import refuse_endless
 from bevel.backends.scans import transposed_first
 from bevel.errors import BevelError, UnsupportedModel
 
@@ -98,12 +98,7 @@ class Session:
         self.outputs = tuple(value.name or "" for value in model.graph.outputs)
         self._raw = any(value.dtype in RAW_TYPES for value in (*model.graph.inputs, *model.graph.outputs))
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        for node in endless(model):
-            raise UnsupportedModel(
-                "loops forever: its trips have no bound, and its condition stays true",
-                where=called(node),
-                remedy="give the loop a trip count, or a condition that changes; or skip the check with --no-verify",
-            )
+        refuse_endless(model)
         model = transposed_first(steadied(model))
         size = files.tensor_bytes(model)
         big = size > IN_MEMORY_BYTES

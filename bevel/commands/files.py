@@ -24,11 +24,11 @@ def read(path: str) -> ir.Model:
 def check_places(places: Iterable[tuple[str, str | None]]) -> None:
     """Refuse, before any work, where nothing can be written, and two things under one name; each with what goes there.
 
-    None is no place.
+    None is no place, nor is the stream.
     """
     taken: dict[Path, str] = {}
     for what, name in places:
-        if name is None:
+        if name is None or name == STREAM:
             continue
         with written(name):
             _check_place(what, Path(name), name)

@@ -27,7 +27,7 @@ def run(
     **options: object,
 ) -> None:
     """Carry out the command."""
-    check_places([("output", None if output == STREAM else output)])
+    check_places([("output", output)])
     step = build(MergeDelta, {**options, "only": tuple(only), "skip": tuple(skip)})
     model, *siblings = (read(path) for path in tuned)
     report = merge_delta(

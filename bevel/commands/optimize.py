@@ -50,8 +50,7 @@ def run(
     pipeline = _pipeline(passes, recipe)
     limits = [Budget.parse(text) for text in budgets]
     _check_request(pipeline, output, reports, print_after, limits, dry_run=dry_run, verify=verify, as_json=as_json)
-    named = None if output == STREAM else output
-    check_places([("output", named), ("plan", plan), *(("report", path) for path in reports)])
+    check_places([("output", output), ("plan", plan), *(("report", path) for path in reports)])
     check_folder(keep_failed)
     source = read(model)
     with _progress(shown=not (quiet or as_json)) as progress:

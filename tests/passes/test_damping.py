@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 import bevel
+from bevel.passes.experts.trial import pruning
 from bevel.passes.fitting.damping import PLENTY, SHARES, damping
 from bevel.passes.fitting.second_order import DAMPING, Damped
 from tests.graphs import graph
+from tests.passes.test_convert_moe import found
 from tests.passes.test_quantize_blocks import run
 
 WIDTH = 24
@@ -77,6 +79,7 @@ def test_gptq_of_few_rows_serves_others_as_well(monkeypatch):
     assert error("gptq") > error("clip")  # negative control: with the usual damping it does harm
 
 
+ALONE = "wide (float[n, 40] x) => (float[n, 30] y) { y = MatMul (x, w) }", {"w": (40, 30)}
 MLP = """
 mlp (float[n, 40] x) => (float[n, 30] y) {
   h = MatMul (x, first)
@@ -84,19 +87,59 @@ mlp (float[n, 40] x) => (float[n, 30] y) {
   y = MatMul (r, second)
 }
 """
+HIDDEN = MLP, {"first": (40, 60), "second": (60, 30)}
 
 
 def test_a_refit_of_few_rows_serves_others_as_well(monkeypatch):
     rng = np.random.default_rng(4)
     few, others = ({"x": rng.standard_normal((rows, 40)).astype(np.float32)} for rows in (40, 2000))
-    shapes = {"first": (40, 60), "second": (60, 30)}
-    wanted = run(graph(MLP, shapes), others)
+    wanted = run(graph(*HIDDEN), others)
 
     def error(options):
-        model = graph(MLP, shapes)
+        model = graph(*HIDDEN)
         bevel.optimize(model, f"prune-channels{{ratio=0.3 {options}}}", calibration=[few])
         return np.linalg.norm(run(model, others) - wanted)
 
     assert error("refit=true") < error("")
     monkeypatch.setattr("bevel.passes.fitting.refit.damping", lambda moment, rows: DAMPING)
     assert error("refit=true") > 1.2 * error("")  # negative control
+
+
+@pytest.mark.parametrize(
+    ("net", "passes", "where", "gain"),
+    [
+        (ALONE, "prune-weights{sparsity=0.5 method=obs}", "fitting.moments", 1.5),
+        (ALONE, "prune-tiles{sparsity=0.4 method=obs refit=true tile=8x1}", "fitting.moments", 1.2),
+        (ALONE, "low-rank{ratio=0.3 metric=inputs}", "factoring.factors", 1.04),
+        (HIDDEN, "nest{widths=0.5 importance=magnitude},extract-member{width=0.5}", "fitting.moments", 1.3),
+    ],
+)
+def test_passes_that_make_up_for_what_is_gone_believe_few_rows_only_so_far(monkeypatch, net, passes, where, gain):
+    rng = np.random.default_rng(2)
+    mixing = rng.standard_normal((10, 40))
+    few, others = (
+        {"x": (rng.standard_normal((rows, 10)) @ mixing + 2 * rng.standard_normal((rows, 40))).astype(np.float32)}
+        for rows in (24, 2000)
+    )
+    wanted = run(graph(*net), others)
+
+    def error():
+        model = graph(*net)
+        bevel.optimize(model, passes, calibration=[few])
+        return np.linalg.norm(run(model, others) - wanted)
+
+    held_back = error()
+    monkeypatch.setattr(f"bevel.passes.{where}.damping", lambda moment, rows: DAMPING)
+    assert error() > gain * held_back
+
+
+def test_experts_are_fitted_to_few_rows_only_so_far(monkeypatch):
+    rows = np.random.default_rng(4).standard_normal((80, 40)).astype(np.float32)
+    evidence = found(graph(*HIDDEN), [{"x": rows}])
+
+    def error():
+        return pruning(evidence, 40, refit=True)[2]
+
+    held_back = error()
+    monkeypatch.setattr("bevel.passes.experts.trial.damping", lambda moment, rows: DAMPING)
+    assert error() > 1.15 * held_back

@@ -1,3 +1,4 @@
+import gc
 import math
 
 import numpy as np
@@ -95,6 +96,13 @@ def test_print_after_sees_each_pass_and_its_model():
     hooks = Hooks(after=lambda step, model: seen.append((step.name, isinstance(model, ir.Model))))
     optimize(mlp(), [Nothing(), Zero()], hooks=hooks)
     assert seen == [("nothing", True), ("zero", True)]
+
+
+def test_objects_of_the_caller_are_spared_the_collector_while_passes_run():
+    frozen = []
+    hooks = Hooks(after=lambda step, model: frozen.append(gc.get_freeze_count()))
+    optimize(mlp(), [Nothing()], hooks=hooks)
+    assert frozen[0] > 0 == gc.get_freeze_count()
 
 
 @pytest.mark.parametrize("name", ["x", "file", "a/b"])

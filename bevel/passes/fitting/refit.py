@@ -237,9 +237,8 @@ class _Part:
 
     def correction(self, wanted: Array, start: Array) -> Array:
         """Return what to add to the weights `start` to come close to what `wanted` give in the original."""
-        return (
-            Damped(self.second, damping(self.second, self.rows)).solve((wanted @ self.cross - start @ self.second).T).T
-        )
+        damped = Damped(self.second, damping(self.second, self.rows))
+        return damped.solve((wanted @ self.cross - start @ self.second).T).T
 
 
 class _Sums:

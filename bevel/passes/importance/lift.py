@@ -7,7 +7,7 @@ array([5.        , 1.41421356])
 array([1.        , 0.28571429])
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -76,10 +76,10 @@ def score(
     others = [group for group in left if group.name in scored]
     if how == "none" and 0 < len(others) < len(scored):
         _adapt(scored, [group.name for group in others])
-    scored.notes = (
-        *_note(f"{label} says nothing about {{}}: scored by magnitude instead", others),
-        *_note("left alone: {}: weights that are not finite have no order", endless),
-    )
+    if others:
+        scored.notes += (f"{label} says nothing about {_named(others)}: scored by magnitude instead",)
+    if endless:
+        scored.notes += (f"left alone: {_named(endless)}: weights that are not finite have no order",)
     return scored
 
 
@@ -103,11 +103,8 @@ def normalized(scores: np.ndarray, how: Normalize) -> np.ndarray:
     return scores / max(_SCALES[how](np.abs(scores)), SMALLEST)
 
 
-def _note(sentence: str, groups: Sequence[Group]) -> Iterator[str]:
-    """Say something of groups, if there are any."""
-    if groups:
-        more = f" and {len(groups) - 1} more groups" if len(groups) > 1 else ""
-        yield sentence.format(f"{groups[0].name}{more}")
+def _named(groups: Sequence[Group]) -> str:
+    return groups[0].name + (f" and {len(groups) - 1} more groups" if len(groups) > 1 else "")
 
 
 def _holds_infinities(parts: np.ndarray, group: Group) -> bool:

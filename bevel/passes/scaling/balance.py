@@ -81,8 +81,9 @@ class Balance:
             if done > 1 and max(np.abs(np.log(factor)).max() for factor in self.factors.values()) > np.log(FARTHEST):
                 self._arrays, self.factors = best.arrays, best.factors
                 return best.rounds
-            if self._used() > best.used:
-                best = _State(done, dict(self._arrays), dict(self.factors), self._used())
+            used = self._used()
+            if used > best.used:
+                best = _State(done, dict(self._arrays), dict(self.factors), used)
         return most
 
     def _used(self) -> float:
