@@ -101,7 +101,8 @@ def _write(source: ir.Model, given: str, output: str, report: Report, *, quiet: 
     after, saved = _bytes(output), report.before.bytes - report.after.bytes
     whole = before >= report.before.bytes and after >= report.after.bytes
     if whole and saved > 0 and after > before > 0 and not quiet:
-        say(f"{output}: {size(after)}, {size(before)} before: new nodes take more than {size(saved)} of weights")
+        more = f"new nodes and noted shapes take more than {size(saved)} of weights"
+        say(f"{output}: {size(after)}, {size(before)} before: {more}")
 
 
 def _measures_latency(model: ir.Model, limits: Sequence[Budget], asked: bool | None, *, verify: bool) -> bool:
