@@ -1,4 +1,7 @@
+import os
+import sys
 import tempfile
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -126,6 +129,31 @@ def test_a_draft_has_the_tensors_that_lie_in_a_file(tmp_path):
     model = bevel.load(tmp_path / "m.onnx")
     with Session(model, draft=True) as session, Session(mlp()) as whole:
         assert np.array_equal(session.run({"x": X})["y"], whole.run({"x": X})["y"])
+
+
+BIG = """
+m (float[n] x, int64[1] size) => (float y) {
+  big = Expand (x, size)
+  twice = Add (big, big)
+  y = ReduceMean <keepdims = 0> (twice)
+}
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux counts, and glibc gives back")
+@pytest.mark.parametrize("draft", [True, False])
+def test_what_a_draft_gave_keeps_its_own_memory_alone(draft):
+    model = graph(BIG)
+    before = resident()
+    with Session(model, draft=draft) as session:
+        kept = session.run({"x": np.ones(1, np.float32), "size": np.array([24_000_000])})
+    assert kept["y"] == pytest.approx(2, rel=1e-3)
+    assert (resident() - before < 20e6) is draft  # of two values of 96 MB each
+
+
+def resident():
+    """Return how much memory the process has, in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 def test_sequences_are_lists():
