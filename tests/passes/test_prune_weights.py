@@ -149,9 +149,9 @@ def test_statistics_that_lie_lose_the_advantage(monkeypatch):
     honest, _ = pruned(x, method="obs", sparsity=0.6)
 
     class Shuffled(SecondOrder):
-        def __init__(self, second, damping):
+        def __init__(self, second, damping, *, overwrite):
             order = np.random.default_rng(0).permutation(len(second))
-            super().__init__(second[np.ix_(order, order)], damping)
+            super().__init__(second[np.ix_(order, order)], damping, overwrite=overwrite)
 
     monkeypatch.setattr("bevel.passes.fitting.moments.SecondOrder", Shuffled)
     assert pruned(x, method="obs", sparsity=0.6)[0] > 2 * honest

@@ -52,7 +52,10 @@ class Moments:
     def orders(self, mean: bool) -> list[SecondOrder]:
         """Return what follows from the moments of each group about the mean, or about zero; kept for the next time."""
         if mean not in self._orders:
-            self._orders[mean] = [SecondOrder(group, damping(group, self.apart)) for group in self.about(mean)]
+            self._orders[mean] = [
+                SecondOrder(group, damping(group, self.apart), overwrite=mean)  # about the mean, they are new
+                for group in self.about(mean)
+            ]
         return self._orders[mean]
 
 

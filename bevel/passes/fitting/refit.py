@@ -236,9 +236,12 @@ class _Part:
     rows: int
 
     def correction(self, wanted: Array, start: Array) -> Array:
-        """Return what to add to the weights `start` to come close to what `wanted` give in the original."""
-        damped = Damped(self.second, damping(self.second, self.rows))
-        return damped.solve((wanted @ self.cross - start @ self.second).T).T
+        """Return what to add to the weights `start` to come close to what `wanted` give in the original.
+
+        It can be asked for once: the moment is damped in place.
+        """
+        missing = wanted @ self.cross - start @ self.second
+        return Damped(self.second, damping(self.second, self.rows), overwrite=True).solve(missing.T).T
 
 
 class _Sums:

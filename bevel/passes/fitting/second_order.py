@@ -30,18 +30,20 @@ MORE: Final = 10.0
 class Damped:
     """A second moment `[n, n]` with something added to its diagonal, so that equations with it can be solved.
 
-    `share` of the mean diagonal is added, ten times as much for as long as rounding keeps it from being positive.
+    `share` of the mean diagonal is added, ten times as much for as long as rounding keeps it from being positive; with
+    `overwrite` to a moment in double precision itself, which is the damped one then.
     """
 
-    def __init__(self, second: Array, share: float = DAMPING) -> None:
+    def __init__(self, second: Array, share: float = DAMPING, *, overwrite: bool = False) -> None:
         from scipy.linalg import cho_factor  # here, for scipy takes 20 MB, and passes without data do without it
 
-        self.matrix: Array = np.array(second, np.float64)
+        self.matrix: Array = second if overwrite else np.array(second, np.float64)
         diagonal = np.einsum("ii->i", self.matrix)  # a view
+        plain = diagonal.copy()
         level = abs(diagonal.sum()) / len(diagonal)
         extra = share * level + LEAST_DIAGONAL
         while True:
-            diagonal[:] = np.diagonal(second) + extra
+            diagonal[:] = plain + extra
             try:
                 self._factor = cho_factor(self.matrix, lower=True, check_finite=True)
             except np.linalg.LinAlgError:
@@ -81,8 +83,8 @@ class SecondOrder:
     0.75
     """
 
-    def __init__(self, second: Array, damping: float = DAMPING) -> None:
-        self._damped = Damped(second, damping)
+    def __init__(self, second: Array, damping: float = DAMPING, *, overwrite: bool = False) -> None:
+        self._damped = Damped(second, damping, overwrite=overwrite)
 
     @property
     def damped(self) -> Array:
