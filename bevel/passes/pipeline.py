@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -22,10 +23,12 @@ from bevel.errors import BevelError, PassFailed, PromiseBroken, UsageError
 from bevel.ir.coded import is_wide, narrow
 from bevel.ir.collector import sparing_the_old
 from bevel.ir.cost import cost
+from bevel.ir.signature import signature
 from bevel.passes.amplified import apart_from_amplification
 from bevel.passes.base import Context, Exact, Lossy, Outcome, Pass, Progress, silent
 from bevel.passes.calibration import Calibration, Feed, Source
 from bevel.passes.execution import Execution
+from bevel.passes.own_words import in_own_words
 from bevel.passes.recipe import Pipeline, as_pipeline, from_recipe, parse
 from bevel.passes.reproducer import keep
 from bevel.passes.rounding import resolutions, unit
@@ -212,7 +215,7 @@ class _Run:
     def _observe_original(self, *, made_up: bool) -> None:
         with Session(self.original, level=Level.AS_WRITTEN) as session:
             if made_up:
-                self.calibration = synthesize(self.original, self.seed, FEEDS, session.run)
+                self.calibration = _made_up(self.original, self.seed, session)
             feeds, coarse = islice(self.calibration, VERIFIED_FEEDS), resolutions(self.original)
             self.first = self.latest = observe(session, feeds, repeat=True, resolutions=coarse)
         compare(self.first, self.first, Lossy())  # refuses zero inputs and answers that change from run to run
@@ -318,9 +321,16 @@ def calibration_of(source: Source | Calibration | None, model: ir.Model, seed: i
 
     def made_up(count: int = FEEDS) -> Calibration:
         with Session(original, level=Level.AS_WRITTEN) as session:
-            return synthesize(original, seed, count, session.run)
+            first = _made_up(original, seed, session)
+        return first if first.more is None else first.more(count)
 
     return Calibration(made_up, "made-up inputs", made_up)
+
+
+def _made_up(model: ir.Model, seed: int, session: Session) -> Calibration:
+    """Make a few inputs up that `session`, which has the model loaded, runs on; more are made in another, when read."""
+    feeds = synthesize(model, seed, FEEDS, session.run)
+    return in_own_words(feeds, signature(model), seed, session.run, partial(Session, model, level=Level.AS_WRITTEN))
 
 
 def _observed(model: ir.Model, feeds: Calibration) -> Observation:

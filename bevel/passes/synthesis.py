@@ -2,8 +2,9 @@
 
 Sizes of symbolic axes are chosen per symbol, values per input: indices within the tables they index, masks mostly on,
 floats from a standard normal; those of an image vary slowly from pixel to pixel, as photographs and drawings do, and
-there are enough pixels for a network that halves them five times. What to try is a short list of plans; the first that
-the model runs on is taken.
+there are enough pixels for a network that halves them five times; rows of tokens are lines of text as to their length
+(what they say is up to `bevel.passes.own_words`). What to try is a short list of plans; the first that the model runs
+on is taken.
 """
 
 import ast
@@ -27,6 +28,10 @@ DISTINCT_SIZES = (2, 3, 5, 7, 11, 13, 17, 19)
 COMMON_SIZES = (4, 8, 16, 32, 64, 128, 224, 256, 512, 1)
 # Networks for images halve height and width five times.
 HALVED = 32
+# Tokens enough for those far apart to have to do with each other, few enough that large models are quick with them.
+LINE = 32
+# Integers that are used as indices into fewer rows than that are categories, not text.
+FEWEST_TOKENS = 32
 MASK_NAME = re.compile(r"mask", re.IGNORECASE)
 POSITION_NAME = re.compile(r"pos(ition)?(_?ids?)?$", re.IGNORECASE)
 WORDS = ("", "a", "of", "tree", "House", "river 7", "né", "snow-white")
@@ -43,13 +48,14 @@ Array = np.ndarray[Any, Any]
 class Plan:
     """One way to choose inputs: the `size` of the symbol number k in feed number n, and the `least` free integer.
 
-    `pixels` is the size of the symbol number k where it is the height or width of an image, None for `size` there too;
-    `batch` is that of first axes, None for `size`.
+    `pixels` is the size of the symbol number k where it is the height or width of an image, `tokens` where it is the
+    length of a text, None for `size` there too; `batch` is that of first axes, None for `size`.
     """
 
     size: Callable[[int, int], int]
     least: int | None = None
     pixels: Callable[[int, int], int] | None = None
+    tokens: Callable[[int, int], int] | None = None
     batch: int | None = None
 
 
@@ -61,9 +67,15 @@ def _halved(k: int, n: int) -> int:
     return HALVED * (2 + k % 3 + n % 2)
 
 
+def _line(k: int, n: int) -> int:
+    return LINE + 2 * k + n % 2
+
+
+SMALL = Plan(_distinct)
 PLANS = (
+    Plan(_distinct, pixels=_halved, tokens=_line),
     Plan(_distinct, pixels=_halved),
-    Plan(_distinct),
+    SMALL,
     Plan(_distinct, pixels=_halved, batch=1),
     Plan(_distinct, batch=1),
     *(Plan(lambda k, n, size=size: size, batch=batch) for size in COMMON_SIZES for batch in (None, 1)),  # type: ignore[misc]
@@ -86,10 +98,10 @@ def synthesize(model: ir.Model, seed: int, count: int, runs: Callable[[Feed], ob
     inputs = signature(model)
     if not inputs:
         return Calibration(lambda: [{}], "a model without inputs")
-    plans = (*PLANS, *_named_plans(model)) if _has_free_axes(inputs) else (PLANS[1], PLANS[-1])
+    plans = (*PLANS, *_named_plans(model)) if _has_free_axes(inputs) else (SMALL, PLANS[-1])
     _check_possible(inputs)
     failures: list[BevelError] = []
-    for plan in plans:
+    for plan in _different(plans, inputs):
         if _entries(inputs, plan) > (MOST_ENTRIES if failures else TOO_MANY_ENTRIES):
             continue
         stream = _stream(inputs, plan, seed, count)
@@ -101,6 +113,16 @@ def synthesize(model: ir.Model, seed: int, count: int, runs: Callable[[Feed], ob
         f"no inputs could be made up that the model runs on: {failures[0].what}",
         remedy="give it real ones: calibration=..., or --calibration inputs.npz",
     )
+
+
+def _different(plans: Iterable[Plan], inputs: Sequence[Input]) -> Iterator[Plan]:
+    """Yield the plans that are not, of these inputs, what one before was."""
+    seen: set[object] = set()
+    for plan in plans:
+        sizes = (plan.least, *(tuple(_sizes(inputs, plan, number).values()) for number in range(2)))
+        if sizes not in seen:
+            seen.add(sizes)
+            yield plan
 
 
 def _named_plans(model: ir.Model) -> Iterator[Plan]:
@@ -172,13 +194,15 @@ def _sizes(inputs: Sequence[Input], plan: Plan, number: int) -> dict[str, int]:
         for place, dim in enumerate(_dims(wanted))
         for symbol in _symbols(dim, wanted, place)
     )
-    images = _symbols_at(inputs, _image_axes)
+    images, lines = _symbols_at(inputs, _image_axes), _symbols_at(inputs, _line_axes)
     batches = _symbols_at(inputs, lambda wanted: (0,) if len(_dims(wanted)) > 1 else ())
 
     def size(k: int, symbol: str) -> int:
         if plan.batch is not None and symbol in batches:
             return plan.batch
-        return plan.pixels(k, number) if plan.pixels is not None and symbol in images else plan.size(k, number)
+        if plan.pixels is not None and symbol in images:
+            return plan.pixels(k, number)
+        return plan.tokens(k, number) if plan.tokens is not None and symbol in lines else plan.size(k, number)
 
     return {symbol: size(k, symbol) for k, symbol in enumerate(symbols)}
 
@@ -197,6 +221,12 @@ def _image_axes(wanted: Input) -> tuple[int, ...]:
     if wanted.shape is None or not wanted.dtype.is_floating_point():
         return ()
     return _pixels(tuple(dim if isinstance(dim, int) else MOST_COLOURS + 1 for dim in wanted.shape)) or ()
+
+
+def _line_axes(wanted: Input) -> tuple[int, ...]:
+    """Return the axis along which an input is text, rows of tokens."""
+    is_text = wanted.below is not None and wanted.below >= FEWEST_TOKENS and not POSITION_NAME.search(wanted.name)
+    return (1,) if is_text and len(_dims(wanted)) == 2 else ()
 
 
 def _dims(wanted: Input) -> tuple[int | str | None, ...]:

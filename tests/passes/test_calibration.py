@@ -205,6 +205,33 @@ def test_indices_stay_within_the_table(rows):
     assert rows < 50 or len(set(ids.tolist())) > 5
 
 
+def test_rows_of_tokens_are_lines_of_text_and_categories_are_not():
+    sizes = [feed["ids"].shape for feed in made_up(embedding(50))]
+    assert all(length >= 32 > rows for rows, length in sizes) and len(set(sizes)) == 2
+    assert max(made_up(embedding(9))[0]["ids"].shape) < 32
+
+
+def test_lines_are_as_short_as_a_model_that_knows_few_positions_needs():
+    def runs(feed):
+        if feed["ids"].shape[1] > 16:
+            raise UsageError("there are 16 positions")
+
+    assert next(iter(synthesize(embedding(50), 0, 1, runs)))["ids"].shape == (2, 3)
+
+
+def test_no_sizes_are_tried_twice():
+    tried = []
+
+    def runs(feed):
+        tried.append(feed["x"].shape)
+        raise UsageError("never")
+
+    with pytest.raises(CalibrationError):
+        synthesize(mlp(), 0, 1, runs)
+    assert len(tried) > 3  # the last is another smallest integer, which no input of this one is
+    assert len(set(tried[:-1])) == len(tried[:-1])
+
+
 def test_masks_are_mostly_on():
     masks = [feed["attention_mask"] for feed in made_up(embedding(9))]
     assert all(set(np.unique(mask)) <= {0, 1} for mask in masks)

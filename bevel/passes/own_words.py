@@ -1,0 +1,142 @@
+"""Text for a language model in its own words, where nobody has given any.
+
+A model that foretells each next token knows what text is like. Random tokens are not like it, and what is fitted to
+them serves text badly; what the model says itself serves as well as text. To draw it token by token takes as many runs
+as there are tokens. So all are drawn at once, each anew from what the model foretells after those before it, a few
+times: with the same chances each time, after `k` times the first `k` tokens are as if drawn one by one, and those that
+follow go together from neighbour to neighbour, which is most of what counts.
+
+Source: LLM-QAT (Liu et al. 2023) and Williams and Aletras 2024 for text by the model itself as calibration data; Song
+et al. 2021, Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving, for drawing all at once.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from bevel.ir.signature import Input
+from bevel.passes.calibration import Calibration, Feed
+
+# How often all tokens are drawn anew. On a character GPT, 4 times are as good as one for each token.
+DRAWS: Final = 4
+# Tokens may move what is foretold before them by so much of what they move behind: rounding, of dynamic quantization.
+UNMOVED: Final = 0.01
+TINY: Final = 1e-30
+
+Array = np.ndarray[Any, Any]
+Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
+class Runs(Protocol):
+    """A loaded model."""
+
+    def run(self, feed: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return every output by name."""
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """What a language model reads, tokens `[rows, length]`, and where it foretells the next, `[rows, length, size]`."""
+
+    read: str
+    foretold: str
+
+    def rewritten(self, feed: Feed, run: Run, rng: np.random.Generator) -> Feed:
+        """Return a feed with text in the place of its tokens; the first of each row stays."""
+        chances: Array | None = None
+        for _ in range(DRAWS):
+            likely = _logarithms(run(feed)[self.foretold])
+            if chances is None:
+                chances = -np.log(np.maximum(rng.standard_exponential(likely.shape, np.float32), TINY))  # Gumbel's
+            tokens = feed[self.read].copy()
+            tokens[:, 1:] = (likely + chances).argmax(-1)[:, :-1]
+            feed = {**feed, self.read: tokens}
+        return feed
+
+
+def speaker(inputs: tuple[Input, ...], feed: Feed, run: Run) -> Speaker | None:
+    """Return where a model reads and foretells tokens; None for one that does not, or that looks ahead.
+
+    Three runs tell: the last token must not move what is foretold before it, and the first must move the end.
+    """
+    plain: Mapping[str, Any] | None = None
+    for wanted in inputs:
+        tokens = feed.get(wanted.name)
+        if wanted.below is None or not isinstance(tokens, np.ndarray) or tokens.ndim != 2 or tokens.shape[1] < 3:
+            continue
+        plain = run(feed) if plain is None else plain
+        for name in [name for name, answer in plain.items() if _foretells(answer, tokens, wanted.below)]:
+            moved = [_moved(feed, wanted, place, plain[name], name, run) for place in (0, -1)]
+            if moved[0][-1] > 0 and moved[1][-1] > 0 and moved[1][:-1].max() <= UNMOVED * moved[1][-1]:
+                return Speaker(wanted.name, name)
+    return None
+
+
+def _foretells(answer: Any, tokens: Array, below: int) -> bool:
+    """Say whether an output has the shape of what is foretold of the next token, of tokens that can be read."""
+    if not isinstance(answer, np.ndarray) or answer.ndim != 3 or answer.dtype.kind != "f":
+        return False
+    return bool(answer.shape[:2] == tokens.shape and 2 < answer.shape[2] <= below)
+
+
+def _moved(feed: Feed, wanted: Input, place: int, plain: Array, name: str, run: Run) -> Array:
+    """Return how far another token at a place moves what is foretold at each, `[length]`."""
+    assert wanted.below is not None
+    tokens = feed[wanted.name].copy()
+    tokens[:, place] = (tokens[:, place] + 1) % wanted.below
+    answer = run({**feed, wanted.name: tokens})[name]
+    return np.asarray(np.abs(answer.astype(np.float32) - plain).max((0, 2)))
+
+
+def _logarithms(answer: Array) -> Array:
+    """Return logarithms of probabilities, up to a constant: what most models give is that already."""
+    likely = answer.astype(np.float32)
+    if likely.min() >= 0 and np.allclose(likely.sum(-1), 1, atol=1e-2):
+        return np.asarray(np.log(np.maximum(likely, TINY)))
+    return likely
+
+
+def in_own_words(
+    feeds: Calibration,
+    inputs: tuple[Input, ...],
+    seed: int,
+    run: Run,
+    opens: Callable[[], AbstractContextManager[Runs]],
+) -> Calibration:
+    """Return made-up feeds with text where the model is one that foretells it, and the same feeds where it is not.
+
+    Those that are there are rewritten now, with `run`; those to come when they are first read, for which `opens` loads
+    the model. The same feeds and seed give the same text on one machine.
+    """
+    first = next(iter(feeds), None)
+    found = None if first is None else speaker(inputs, first, run)
+    if found is None:
+        return feeds
+    held = [found.rewritten(feed, run, np.random.default_rng([seed, number])) for number, feed in enumerate(feeds)]
+    return _rewritten(feeds, found, seed, opens, held)
+
+
+def _rewritten(
+    feeds: Calibration,
+    found: Speaker,
+    seed: int,
+    opens: Callable[[], AbstractContextManager[Runs]],
+    held: list[Feed],
+) -> Calibration:
+    def read() -> Iterator[Feed]:
+        with ExitStack() as stack:
+            session: Runs | None = None
+            for number, feed in enumerate(feeds):
+                if number == len(held):
+                    session = session or stack.enter_context(opens())
+                    held.append(found.rewritten(feed, session.run, np.random.default_rng([seed, number])))
+                yield held[number]
+
+    def more(count: int) -> Calibration:
+        assert feeds.more is not None
+        return _rewritten(feeds.more(count), found, seed, opens, held)
+
+    return Calibration(read, "made-up inputs, text in the model's own words", more)
