@@ -30,12 +30,12 @@ class Task:
     unit: str
 
 
-def gpt(windows: int, test: int) -> Task:
+def gpt(windows: int, test: int, seed: int = 0) -> Task:
     from benchmarks import character_gpt
 
     feeds = character_gpt.calibration(windows)
     return Task(
-        character_gpt.model(),
+        character_gpt.model(seed),
         feeds,
         lambda model: character_gpt.perplexity(model, windows=test),
         "perplexity, lower is better",

@@ -1,6 +1,7 @@
 """How much of the way from a fitted router to the oracle training goes, on the character GPT.
 
     python -m benchmarks.experts_routers [--sparsity 25 50 75] [--windows 128] [--test 512] [--by divergence|perplexity]
+                                         [--seed 0]
 
 Experts are those of `benchmarks.experts`, split by coactivation, with the last product fitted. `logistic` is fitted in
 closed form, `trained` is a linear router that was trained on the calibration data for some seconds, `trained-mlp` one
@@ -20,7 +21,7 @@ import onnx_ir as ir
 
 from benchmarks import character_gpt
 from benchmarks.experts import ACTIVE, Bench, Pair
-from benchmarks.experts_models import task
+from benchmarks.experts_models import gpt
 from benchmarks.experts_table import Result
 
 SPLITTER = "coactivation"
@@ -59,8 +60,9 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=128, help="of text to calibrate on")
     parser.add_argument("--test", type=int, default=512, help="windows of text to judge by")
     parser.add_argument("--by", choices=("divergence", "perplexity"), default="divergence")
+    parser.add_argument("--seed", type=int, default=0, help="of the GPT, trained now in some minutes if it is not there")
     options = parser.parse_args()
-    given = task("gpt", options.windows, options.test)
+    given = gpt(options.windows, options.test, options.seed)
     if options.by == "divergence":
         given = replace(given, quality=divergence(given.model, options.test))
     bench = Bench(given)
