@@ -33,12 +33,14 @@ class PruneChannels(Pass):
     residual streams of convolutional networks, hidden features, attention heads, key-value groups. Where an axis is a
     product (heads times head size) only the outermost factor shrinks, so that no axis loses more than `ratio`;
     `skip=factor:outer` shrinks what is inside heads. Graph inputs and outputs, and axes over which a normalisation
-    takes statistics, stay. How much goes is a `ratio` of the channels, or a `target` for parameters, size, macs or
-    latency, which ONNX Runtime measures. The report names what was left alone, and the node that is the reason.
+    takes statistics, stay. How much goes is a `ratio` of the channels (with allocation=slope, as obs has it, and milp of
+    what they cost), or a `target` for parameters, size, macs or latency, which ONNX Runtime measures. The report names
+    what was left alone, and the node that is the reason.
 
     With `refit`, what the layers gave before is then restored as far as the channels left can: least squares on
     unlabelled inputs, layer by layer, and new statistics for normalizations. Give it calibration data; without any, it
-    makes inputs up (noise, random tokens), which works for networks with BatchNormalization that is not folded yet.
+    makes inputs up (noise, random tokens), which works for networks with BatchNormalization that is not folded yet, and
+    for language models, which are given text in their own words.
 
     Promise: Masked. The result computes what the input computes with the consumers of the dropped channels zeroed; with
     `refit`, what the input computes so with the refitted weights at their places.

@@ -103,6 +103,7 @@ def widths(**options):
     return [len(net[name]) for name in ("w1", "w3")]
 
 
-def test_groups_lose_by_their_scores_unless_something_else_is_asked_for():
-    assert widths() == widths(allocation="global") == [3, 8]
+def test_groups_lose_where_least_error_comes_of_a_cost_unless_something_else_is_asked_for():
+    assert widths() == widths(allocation="slope") == [3, 6]
+    assert widths(allocation="global") == [3, 8]
     assert widths(allocation="uniform") == [4, 6]
