@@ -60,7 +60,9 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=128, help="of text to calibrate on")
     parser.add_argument("--test", type=int, default=512, help="windows of text to judge by")
     parser.add_argument("--by", choices=("divergence", "perplexity"), default="divergence")
-    parser.add_argument("--seed", type=int, default=0, help="of the GPT, trained now in some minutes if it is not there")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the GPT, trained now in some minutes if it is not there"
+    )
     options = parser.parse_args()
     given = gpt(options.windows, options.test, options.seed)
     if options.by == "divergence":

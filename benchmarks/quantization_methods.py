@@ -2,8 +2,9 @@
 
 What leaves as codes and tables (learnt levels, directions, NF4) is small in the file alone; the speeds say so. Half the
 block takes as many bits as the other's HQQ, which has a float zero point in each. Branches have a rank of 8, in half
-precision, which is in the bits. Without data, `gptq` has inputs that are made up from the model's signature. `mixed`
-has weights of 2, 4 and 8 bits, as many in the mean as one format would take.
+precision, which is in the bits. With made-up inputs there is no data: they are made from the model's signature, and are
+text in its own words for a language model. `mixed` has weights of 2, 4 and 8 bits, as many in the mean as one format
+would take.
 """
 
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ OURS = {
     "clip, lorc": Method(quantized("format=uintBITS rounding=clip branch=lorc")),
     "clip, svdquant": Method(quantized("format=uintBITS rounding=clip branch=svdquant")),
     "gptq, made-up inputs": Method(quantized("format=uintBITS rounding=gptq")),
+    "cbq, made-up inputs": Method(quantized("format=uintBITS rounding=cbq")),
     "awq, clip": Method(AWQ + quantized("format=uintBITS rounding=clip"), True),
     "gptq": Method(quantized("format=uintBITS rounding=gptq"), True),
     "awq, gptq": Method(AWQ + quantized("format=uintBITS rounding=gptq"), True),
