@@ -5,6 +5,7 @@ protobuf, and those are written around it: key, length, content.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
@@ -12,6 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from bevel.errors import UnsupportedModel
+from bevel.ir.canonical.shapes import UNNOTED
 from bevel.ir.mapped import replace_external
 
 STREAMED_ABOVE: Final = 1024
@@ -55,6 +57,8 @@ def plan_of(model: ir.Model, data_name: str | None) -> Plan:
     take_in(model, {id(tensor) for _, tensor in streamed})
     refer(streamed, data_name or "streamed")
     proto = proto_of(model)
+    if model.graph.meta.get(UNNOTED):
+        unnote(proto.graph)
     inline = {} if data_name else {value.name: tensor for value, tensor in streamed if value.graph is model.graph}
     entries = tuple(entry_of(tensor, inline.get(tensor.name)) for tensor in proto.graph.initializer)
     del proto.graph.initializer[:]
@@ -76,14 +80,26 @@ def proto_of(model: ir.Model) -> onnx.ModelProto:
 
 def unname(graph: onnx.GraphProto, names: re.Pattern[str]) -> None:
     """Make the sizes unknown that have such names, in a graph and those inside it."""
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        for dim in value.type.tensor_type.shape.dim:
-            if names.search(dim.dim_param):
-                dim.ClearField("dim_param")
+    for each in graphs_of(graph):
+        for value in (*each.input, *each.output, *each.value_info):
+            for dim in value.type.tensor_type.shape.dim:
+                if names.search(dim.dim_param):
+                    dim.ClearField("dim_param")
+
+
+def unnote(graph: onnx.GraphProto) -> None:
+    """Leave out what is known of values but inputs and outputs, in a graph and those inside it."""
+    for each in graphs_of(graph):
+        del each.value_info[:]
+
+
+def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield a graph and those inside it."""
+    yield graph
     for attribute in (attribute for node in graph.node for attribute in node.attribute):
         for inner in (attribute.g, *attribute.graphs):
             if inner.node:
-                unname(inner, names)
+                yield from graphs_of(inner)
 
 
 def root_cause(error: BaseException) -> str:

@@ -33,9 +33,9 @@ class PruneChannels(Pass):
     residual streams of convolutional networks, hidden features, attention heads, key-value groups. Where an axis is a
     product (heads times head size) only the outermost factor shrinks, so that no axis loses more than `ratio`;
     `skip=factor:outer` shrinks what is inside heads. Graph inputs and outputs, and axes over which a normalisation
-    takes statistics, stay. How much goes is a `ratio` of the channels (with allocation=milp, or slope, which obs has, of
-    their cost), or a `target` for parameters, size, macs or latency, which ONNX Runtime measures. The report names what
-    was left alone, and the node that is the reason.
+    takes statistics, stay. How much goes is a `ratio` of the channels (of their cost, with allocation=milp, or slope,
+    which is what obs has), or a `target` for parameters, size, macs or latency, which ONNX Runtime measures. The report
+    names what was left alone, and the node that is the reason.
 
     With `refit`, what the layers gave before is then restored as far as the channels left can: least squares on
     unlabelled inputs, layer by layer, and new statistics for normalizations. Give it calibration data; without any, it

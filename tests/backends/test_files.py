@@ -26,6 +26,34 @@ g (float[N, 64] x) => (float[N, 64] y)
 <float[64, 64] w1, float[64, 64] w2> { h = MatMul(x, w1) r = Relu(h) y = MatMul(r, w2) }"""
 
 
+CONDITION = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[N, 64] x, bool c) => (float[N, 64] y) {
+  h = Relu (x)
+  t = If (c) < then_branch = a () => (float[N, 64] p) { q = Exp (h) p = Neg (q) },
+               else_branch = b () => (float[N, 64] r) { r = Neg (h) } >
+  y = Abs (t)
+}"""
+
+
+def noted(path) -> set[str]:
+    """Return the inner values of which a file notes something."""
+    graph = onnx.load(path).graph
+    branches = [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
+    return {value.name for each in (graph, *branches) for value in each.value_info}
+
+
+def test_shapes_are_noted_in_a_file_if_they_were_in_the_one_it_came_from(tmp_path):
+    plain = onnx.parser.parse_model(CONDITION)
+    assert not plain.graph.value_info
+    save(load(plain), tmp_path / "plain.onnx")
+    assert noted(tmp_path / "plain.onnx") == set()
+    save(load(tmp_path / "plain.onnx"), tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "plain.onnx").read_bytes()
+    save(load(onnx.shape_inference.infer_shapes(plain)), tmp_path / "noted.onnx")
+    assert {"h", "q"} <= noted(tmp_path / "noted.onnx")
+
+
 def network() -> ir.Model:
     weights = [ir.tensor(RNG.standard_normal((64, 64)).astype(np.float32), name=name) for name in ("w1", "w2")]
     return load(ir.from_onnx_text(TEXT, initializers=weights))

@@ -15,6 +15,7 @@ from bevel.frontends.onnx.graphs import check_graphs
 from bevel.frontends.onnx.header import check_header, name_standard
 from bevel.frontends.onnx.order import put_in_order
 from bevel.frontends.onnx.sparse import densify
+from bevel.ir.canonical.shapes import UNNOTED
 
 Source = str | os.PathLike[str] | bytes | BinaryIO | onnx.ModelProto | ir.Model
 
@@ -129,6 +130,8 @@ def checked(proto: onnx.ModelProto, where: str, path: Path | None) -> ir.Model:
         raise UnsupportedModel(
             f"cannot be represented: {root_cause(error)}", where=where, remedy="export the model again without it"
         ) from error
+    if not proto.graph.value_info:
+        model.graph.meta[UNNOTED] = True
     attach(model, where, path)
     if not in_order:
         put_in_order(model, where)

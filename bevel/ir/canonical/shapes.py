@@ -37,6 +37,9 @@ MOST_ROUNDS: Final = 4
 MINTED: Final = re.compile(r"\b_d\d+\b")
 """The names inference gives to sizes it does not know."""
 
+UNNOTED: Final = "bevel.unnoted"
+"""Key in `graph.meta` of a model whose file says nothing of inner values: what is inferred is not for its file."""
+
 Hints = dict[ir.Value, ir.Shape]
 Dim = int | ir.SymbolicDim
 
