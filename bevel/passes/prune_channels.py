@@ -107,13 +107,13 @@ class PruneChannels(Pass):
         notes: tuple[str, ...] = ()
         for share in stages(aim.share, self.steps, self.schedule):
             problem, said = self._problem(cut, aim, aim.done(done), context)
-            widths, reached = aim.widths(problem, ALLOCATIONS[self._allocation](problem), share)
+            widths, reached = aim.widths(problem, ALLOCATIONS[self._allocation(context)](problem), share)
             cut, done, notes = cut.after(best(problem.scores, widths)), share, (*said, *reached)
         return cut.keeps, (f"{len(cut.keeps)} of {len(analysis.groups)} groups pruned", *notes, *spared)
 
-    @property
-    def _allocation(self) -> Named:
-        return self.allocation or declared(registry.importances()[self.importance]).allocation
+    def _allocation(self, context: Context) -> Named:
+        own = declared(registry.importances()[self.importance])
+        return self.allocation or (own.made_up if context.calibration.made_up else None) or own.allocation
 
     def _aim(self, model: ir.Model, context: Context) -> Aim:
         if self.target is None:

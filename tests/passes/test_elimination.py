@@ -95,9 +95,10 @@ def test_what_another_importance_scores_is_of_the_same_level():
     assert others
 
 
-def widths(**options):
+def widths(made_up=False, **options):
     """What obs leaves of two layers, of which the first one's output hardly varies but in two of eight channels."""
     net = Net("depthwise")
+    net.made_up = made_up
     net.put("w1", net["w1"] * np.where(np.arange(8) < 2, 1.0, 1e-3)[:, None, None, None])
     PruneChannels(importance="obs", ratio=0.5, **options).run(net.model, net.context)
     return [len(net[name]) for name in ("w1", "w3")]
@@ -107,3 +108,5 @@ def test_groups_lose_where_least_error_comes_of_a_cost_unless_something_else_is_
     assert widths() == widths(allocation="slope") == [3, 6]
     assert widths(allocation="global") == [3, 8]
     assert widths(allocation="uniform") == [4, 6]
+    assert widths(made_up=True) == widths(made_up=True, allocation="global")
+    assert widths(made_up=True) != widths(made_up=True, allocation="slope")

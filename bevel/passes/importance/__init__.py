@@ -37,13 +37,15 @@ class Importance:
     """A function that scores, how its parts become one score, and what groups lose, unless the user says otherwise.
 
     A plain function counts as one whose parts are added, and whose scores are divided by the mean of their group;
-    `allocation` is what `prune-channels` does with the scores.
+    `allocation` is what `prune-channels` does with the scores; `made_up` what it does with those of made-up inputs, if
+    it is something else.
     """
 
     scores: Scores
     aggregate: Aggregate = "sum"
     normalize: Normalize = "mean"
     allocation: Named = "uniform"
+    made_up: Named | None = None
 
     def __call__(self, analysis: Analysis, groups: Sequence[Group], context: Context) -> Mapping[str, np.ndarray]:
         """Return an array [size] or [parts, size] for each group, by the group's name."""
@@ -51,10 +53,13 @@ class Importance:
 
 
 def importance(
-    aggregate: Aggregate = "sum", normalize: Normalize = "mean", allocation: Named = "uniform"
+    aggregate: Aggregate = "sum",
+    normalize: Normalize = "mean",
+    allocation: Named = "uniform",
+    made_up: Named | None = None,
 ) -> Callable[[Scores], Importance]:
     """Declare a function to be an importance, with its natural way to join parts and to compare groups."""
-    return lambda scores: Importance(scores, aggregate, normalize, allocation)
+    return lambda scores: Importance(scores, aggregate, normalize, allocation, made_up)
 
 
 def declared(found: Scores) -> Importance:

@@ -23,7 +23,7 @@ Array = np.ndarray[Any, Any]
 MOST_KEPT: Final = 2**30
 
 
-@importance(aggregate="sum", normalize="none", allocation="slope")
+@importance(aggregate="sum", normalize="none", allocation="slope", made_up="global")
 def obs(analysis: Analysis, groups: Sequence[Group], context: Context) -> Mapping[str, np.ndarray]:
     """Score each entry by the error that the layers which read it are left with after a least-squares refit.
 
@@ -32,7 +32,8 @@ def obs(analysis: Analysis, groups: Sequence[Group], context: Context) -> Mappin
     to the energy of each layer's output, and added over the layers that read the entry; one that reads numbers which
     overflow says nothing. Where a layer can add a constant, what is dropped is replaced by its mean, so that only its
     variance counts. The refit is taken for granted: without one, wanda and flap do better. Scores of different groups
-    are errors that add up, so entries go where least error comes of each cost that is saved (`allocation=slope`). A
+    are errors that add up, so entries go where least error comes of each cost saved (`allocation=slope`). Errors on
+    made-up inputs tell less of that, and one threshold for all groups, which weigh alike, does better (`global`). A
     group that no layer reads by itself (the channels that queries and keys are compared over) is left out; one whose
     layers hold more than a gigabyte in sum is scored entry by entry. Source: Hassibi and Stork 1992, Optimal Brain
     Surgeon, lifted to coupled groups; Kurtic et al. 2023, ZipLM, for the order (`bevel.passes.fitting.second_order`,
