@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
+from bevel.errors import BevelError
 from bevel.ir.signature import Input
 from bevel.passes.calibration import Calibration, Feed
 
@@ -45,16 +46,23 @@ class Speaker:
     foretold: str
 
     def rewritten(self, feed: Feed, run: Run, rng: np.random.Generator) -> Feed:
-        """Return a feed with text in the place of its tokens; the first of each row stays."""
+        """Return a feed with text in the place of its tokens; the first of each row stays.
+
+        A feed stays as it is if the model does not run on its own words.
+        """
         chances: Array | None = None
-        for _ in range(DRAWS):
-            likely = _logarithms(run(feed)[self.foretold])
-            if chances is None:
-                chances = -np.log(np.maximum(rng.standard_exponential(likely.shape, np.float32), TINY))  # Gumbel's
-            tokens = feed[self.read].copy()
-            tokens[:, 1:] = (likely + chances).argmax(-1)[:, :-1]
-            feed = {**feed, self.read: tokens}
-        return feed
+        written = feed
+        try:
+            for _ in range(DRAWS):
+                likely = _logarithms(run(written)[self.foretold])
+                if chances is None:
+                    chances = -np.log(np.maximum(rng.standard_exponential(likely.shape, np.float32), TINY))  # Gumbel's
+                tokens = written[self.read].copy()
+                tokens[:, 1:] = (likely + chances).argmax(-1)[:, :-1]
+                written = {**written, self.read: tokens}
+        except BevelError:
+            return feed
+        return written
 
 
 def speaker(inputs: tuple[Input, ...], feed: Feed, run: Run) -> Speaker | None:
@@ -62,6 +70,13 @@ def speaker(inputs: tuple[Input, ...], feed: Feed, run: Run) -> Speaker | None:
 
     Three runs tell: the last token must not move what is foretold before it, and the first must move the end.
     """
+    try:
+        return _speaker(inputs, feed, run)
+    except BevelError:  # it runs on this feed, and not on other tokens
+        return None
+
+
+def _speaker(inputs: tuple[Input, ...], feed: Feed, run: Run) -> Speaker | None:
     plain: Mapping[str, Any] | None = None
     for wanted in inputs:
         tokens = feed.get(wanted.name)
@@ -77,7 +92,7 @@ def speaker(inputs: tuple[Input, ...], feed: Feed, run: Run) -> Speaker | None:
 
 def _foretells(answer: Any, tokens: Array, below: int) -> bool:
     """Say whether an output has the shape of what is foretold of the next token, of tokens that can be read."""
-    if not isinstance(answer, np.ndarray) or answer.ndim != 3 or answer.dtype.kind != "f":
+    if not isinstance(answer, np.ndarray) or answer.ndim != 3 or answer.dtype.kind != "f" or not answer.size:
         return False
     return bool(answer.shape[:2] == tokens.shape and 2 < answer.shape[2] <= below)
 

@@ -5,6 +5,7 @@ from scipy.special import log_softmax
 
 import bevel
 from bevel.backends.onnxruntime import Session
+from bevel.errors import UnsupportedModel
 from bevel.ir.signature import signature
 from bevel.passes.own_words import DRAWS, in_own_words, speaker
 from bevel.passes.pipeline import calibration_of
@@ -133,6 +134,23 @@ def test_the_same_seed_gives_the_same_text_and_another_seed_another():
 def test_others_keep_their_inputs():
     random, same = own(language(LOOKS_AHEAD))
     assert same is random
+
+
+def test_a_model_that_refuses_other_tokens_keeps_those_it_runs_on():
+    model = language()
+    with Session(model) as session:
+        random = synthesize(model, 0, 4, session.run)
+        known = [each["ids"] for each in random]
+
+        def run(given):
+            if not any(np.array_equal(given["ids"], ids) for ids in known):
+                raise UnsupportedModel("these tokens are not known")
+            return session.run(given)
+
+        assert in_own_words(random, signature(model), 0, run, lambda: Session(model)) is random
+        text = found(model).rewritten(random_feed := next(iter(random)), run, np.random.default_rng(0))
+        assert text is random_feed
+        assert in_own_words(random, signature(model), 0, session.run, lambda: Session(model)) is not random
 
 
 def test_a_run_without_data_is_verified_and_calibrated_on_text():
