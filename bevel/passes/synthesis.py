@@ -76,6 +76,7 @@ PLANS = (
     Plan(_distinct, pixels=_halved, tokens=_line),
     Plan(_distinct, pixels=_halved),
     SMALL,
+    Plan(_distinct, pixels=_halved, tokens=_line, batch=1),
     Plan(_distinct, pixels=_halved, batch=1),
     Plan(_distinct, batch=1),
     *(Plan(lambda k, n, size=size: size, batch=batch) for size in COMMON_SIZES for batch in (None, 1)),  # type: ignore[misc]

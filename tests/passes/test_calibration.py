@@ -219,6 +219,14 @@ def test_lines_are_as_short_as_a_model_that_knows_few_positions_needs():
     assert next(iter(synthesize(embedding(50), 0, 1, runs)))["ids"].shape == (2, 3)
 
 
+def test_lines_stay_where_the_batch_has_to_be_one():
+    def runs(feed):
+        if feed["ids"].shape[0] > 1:
+            raise UsageError("one at a time")
+
+    assert next(iter(synthesize(embedding(50), 0, 1, runs)))["ids"].shape == (1, 34)
+
+
 def test_no_sizes_are_tried_twice():
     tried = []
 
