@@ -6,7 +6,7 @@ Each network is calibrated with the same unlabelled inputs by every method and j
 score, agreement with the original (how often the first answer is the same; of sentence vectors the mean cosine), size
 of the file, and speed against the original with its normalizations folded, in processor time of one thread, the two
 taking turns. Networks of ours are trained once and kept in `--folder`. For ONNX Runtime's quantization the model
-goes through its own preprocessing first. ResNet-50 is what benchmarks/quantization_int8_resnet.py says.
+goes through its own preprocessing first. ResNet-50 and ShuffleNet are what benchmarks/quantization_int8_light.py says.
 """
 
 import argparse
@@ -34,7 +34,7 @@ import bevel
 from benchmarks import pruning_accuracy_functions as functions
 from benchmarks.pruning_accuracy import FOLDER
 from benchmarks.pruning_accuracy_tasks import Agreement, Labelled, Network, batches, networks
-from benchmarks.quantization_int8_resnet import resnet, textures
+from benchmarks.quantization_int8_light import LIGHT, classifier, textures
 from bevel.backends.onnxruntime import Session
 from bevel.errors import BevelError
 
@@ -42,10 +42,10 @@ Array = np.ndarray[Any, Any]
 Feed = dict[str, Array]
 
 CALIBRATED = 128  # samples
-IMAGES = {"calibration": 16, "test": 100}  # of ResNet-50
+IMAGES = {"calibration": 16, "test": 100}  # of ResNet-50 and ShuffleNet
 ROUNDS = 9
 GOAL = 0.995
-CONVOLUTIONAL = ("digits-residual", "digits-plain", "digits-depthwise", "resnet50")
+CONVOLUTIONAL = ("digits-residual", "digits-plain", "digits-depthwise", *LIGHT)
 NETWORKS = (*CONVOLUTIONAL, "minilm", "magika")
 LIMIT = 0.05  # of the outputs' relative error: as many layers stay in floats as it takes
 STATIC = ("minmax", "percentile", "mse", "entropy")
@@ -80,8 +80,8 @@ class Subject:
 def subject(name: str, seed: int, folder: Path, place: Path) -> Subject:
     """Return a network with its normalizations folded, as a file in `place`."""
     path = place / f"{name}-{seed}.onnx"
-    if name == "resnet50":
-        resnet(path)
+    if name in LIGHT:
+        classifier(name, path)
         value = bevel.load(path).graph.inputs[0].name or ""
         parts = {part: textures(count, seed + 10) for seed, (part, count) in enumerate(IMAGES.items())}
         feeds = {part: [{value: image[None]} for image in images] for part, (images, _) in parts.items()}

@@ -1,7 +1,8 @@
-"""ResNet-50 of the onnx package as a classifier that knows something: random weights, a head fitted to ten textures.
+"""ResNet-50 and ShuffleNet of the onnx package as classifiers that know something: a head fitted to ten textures.
 
-The weights of the file are constants. Here convolutions are drawn at random, normalizations have the statistics of the
-images, and the last layer is a linear discriminant of the pooled features, so that answers differ and have margins.
+ShuffleNet has what MobileNets have: depthwise convolutions. The weights of the files are constants. Here convolutions
+are drawn at random, normalizations have the statistics of the images, and the last layer is a linear discriminant of
+the pooled features, so that answers differ and have margins.
 """
 
 from pathlib import Path
@@ -19,6 +20,7 @@ from bevel.passes.fitting.walk import Walk
 
 Array = np.ndarray[Any, Any]
 
+LIGHT = ("resnet50", "shufflenet")
 CLASSES, SIZE, SEED = 10, 224, 0
 ALIGNED, FITTED = 8, 60  # images that normalizations and the head are fitted to
 RIDGE = 0.1
@@ -40,11 +42,11 @@ def textures(count: int, seed: int) -> tuple[Array, Array]:
     return images.astype(np.float32), labels
 
 
-def resnet(path: Path) -> None:
-    """Write the network to a file."""
+def classifier(name: str, path: Path) -> None:
+    """Write the network of that name to a file."""
     from tests import zoo
 
-    model = bevel.load(zoo.light("resnet50"))
+    model = bevel.load(zoo.light(name))
     raise_opset(model)
     rng = np.random.default_rng(SEED)
     for node in model.graph:
@@ -58,15 +60,15 @@ def resnet(path: Path) -> None:
             ends = any(use.node.op_type == "Sum" for use in node.outputs[0].uses())
             put(parameter(node, SCALE), rng.uniform(0.5, 1.0, size) * (0.1 if ends else 1.0))
             put(parameter(node, SHIFT), rng.standard_normal(size) * 0.1)
-    name = model.graph.inputs[0].name or ""
+    read = model.graph.inputs[0].name or ""
     images, _ = textures(ALIGNED, SEED + 1)
-    walk = Walk(model, [{name: image[None]} for image in images], Execution())
+    walk = Walk(model, [{read: image[None]} for image in images], Execution())
     for node in model.graph:
         if is_normalization(node):
             mean, variance = align(walk, node)
             put(parameter(node, MEAN), mean)
             put(parameter(node, VARIANCE), variance)
-    _fit_head(model, name)
+    _fit_head(model, read)
     bevel.optimize(model, "fold", verify=False)
     bevel.save(model, path)
 
