@@ -99,6 +99,7 @@ class Session:
         self.outputs = tuple(value.name or "" for value in model.graph.outputs)
         self._raw = any(value.dtype in RAW_TYPES for value in (*model.graph.inputs, *model.graph.outputs))
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._draft = draft
         refuse_endless(model)
         model = transposed_first(steadied(model))
         size = files.tensor_bytes(model)
@@ -121,7 +122,8 @@ class Session:
     def close(self) -> None:
         """Give the memory and the temporary file back."""
         self._session = None
-        _trimming()(0)
+        if self._draft:  # many follow each other, and what they gave is large
+            _trimming()(0)
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
