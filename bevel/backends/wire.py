@@ -88,9 +88,11 @@ def unname(graph: onnx.GraphProto, names: re.Pattern[str]) -> None:
 
 
 def unnote(graph: onnx.GraphProto) -> None:
-    """Leave out what is known of values but inputs and outputs, in a graph and those inside it."""
+    """Leave out what is known of values but inputs, outputs and those with metadata, in a graph and those inside it."""
     for each in graphs_of(graph):
+        kept = [value for value in each.value_info if value.metadata_props]
         del each.value_info[:]
+        each.value_info.extend(kept)
 
 
 def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

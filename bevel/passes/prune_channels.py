@@ -113,7 +113,9 @@ class PruneChannels(Pass):
 
     def _allocation(self, context: Context) -> Named:
         own = declared(registry.importances()[self.importance])
-        return self.allocation or (own.made_up if context.calibration.made_up else None) or own.allocation
+        if self.allocation is None and own.made_up is not None and context.calibration.made_up:
+            return own.made_up
+        return self.allocation or own.allocation
 
     def _aim(self, model: ir.Model, context: Context) -> Aim:
         if self.target is None:

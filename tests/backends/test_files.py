@@ -50,6 +50,11 @@ def test_shapes_are_noted_in_a_file_if_they_were_in_the_one_it_came_from(tmp_pat
     assert noted(tmp_path / "plain.onnx") == set()
     save(load(tmp_path / "plain.onnx"), tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "plain.onnx").read_bytes()
+    marked = load(plain)
+    marked.graph.node(0).outputs[0].metadata_props["mine"] = "kept"
+    save(marked, tmp_path / "marked.onnx")
+    save(load(tmp_path / "marked.onnx"), tmp_path / "marked.onnx")
+    assert noted(tmp_path / "marked.onnx") == {"h"}
     save(load(onnx.shape_inference.infer_shapes(plain)), tmp_path / "noted.onnx")
     assert {"h", "q"} <= noted(tmp_path / "noted.onnx")
 

@@ -130,7 +130,7 @@ def checked(proto: onnx.ModelProto, where: str, path: Path | None) -> ir.Model:
         raise UnsupportedModel(
             f"cannot be represented: {root_cause(error)}", where=where, remedy="export the model again without it"
         ) from error
-    if not proto.graph.value_info:
+    if all(value.metadata_props for value in proto.graph.value_info):  # which is ours: provenance, and what was taken
         model.graph.meta[UNNOTED] = True
     attach(model, where, path)
     if not in_order:
