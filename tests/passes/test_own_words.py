@@ -7,28 +7,28 @@ import bevel
 from bevel.backends.onnxruntime import Session
 from bevel.errors import UnsupportedModel
 from bevel.ir.signature import signature
-from bevel.passes.own_words import DRAWS, in_own_words, speaker
+from bevel.passes.own_words import ROUNDS, in_own_words, language_model
 from bevel.passes.pipeline import calibration_of
 from bevel.passes.synthesis import synthesize
 from tests.graphs import proto
 
 TOKENS, WIDTH = 40, 8
 SHAPES = {"table": (TOKENS, WIDTH), "head": (WIDTH, TOKENS)}
-FORETELLS = """language (int64[batch, length] ids) => (float[batch, length, 40] y) {
+PREDICTS = """language (int64[batch, length] ids) => (float[batch, length, 40] y) {
   e = Gather (table, ids)
   h = CumSum (e, one)
   y = MatMul (h, head)
 }"""
-LOOKS_AHEAD = FORETELLS.replace("CumSum", "CumSum <reverse = 1>")
-SEES_ALL = FORETELLS.replace("h = CumSum (e, one)", "m = ReduceMean <keepdims = 1> (e, axes) h = Add (e, m)")
-FORGETS = FORETELLS.replace("CumSum (e, one)", "Tanh (e)")
-GIVES_SHARES = FORETELLS.replace("y = MatMul (h, head)", "z = MatMul (h, head) y = Softmax <axis = -1> (z)")
-HAS_OTHER_WORDS = FORETELLS.replace("float[batch, length, 40] y", "float[batch, length, 8] y").replace(
+LOOKS_AHEAD = PREDICTS.replace("CumSum", "CumSum <reverse = 1>")
+SEES_ALL = PREDICTS.replace("h = CumSum (e, one)", "m = ReduceMean <keepdims = 1> (e, axes) h = Add (e, m)")
+FORGETS = PREDICTS.replace("CumSum (e, one)", "Tanh (e)")
+GIVES_SHARES = PREDICTS.replace("y = MatMul (h, head)", "z = MatMul (h, head) y = Softmax <axis = -1> (z)")
+HAS_OTHER_WORDS = PREDICTS.replace("float[batch, length, 40] y", "float[batch, length, 8] y").replace(
     "y = MatMul (h, head)", "y = Relu (h)"
 )
 
 
-def language(text=FORETELLS):
+def language(text=PREDICTS):
     model = proto(text, SHAPES)
     for name, content in (("one", np.array(1)), ("axes", np.array([1]))):
         if f", {name})" in text:
@@ -49,16 +49,16 @@ def surprise(model, ids):
 
 def found(model):
     with Session(model) as session:
-        return speaker(signature(model), feed(), session.run)
+        return language_model(signature(model), feed(), session.run)
 
 
-def test_what_foretells_the_next_token_is_known_by_what_moves_what():
-    assert (found(language()).read, found(language()).foretold) == ("ids", "y")
+def test_what_predicts_the_next_token_is_known_by_what_moves_what():
+    assert (found(language()).tokens, found(language()).logits) == ("ids", "y")
     assert found(language(GIVES_SHARES)) is not None
 
 
 @pytest.mark.parametrize("text", [LOOKS_AHEAD, SEES_ALL, FORGETS])
-def test_what_looks_ahead_or_forgets_is_no_speaker(text):
+def test_what_looks_ahead_or_forgets_is_no_language_model(text):
     assert found(language(text)) is None
 
 
@@ -67,7 +67,7 @@ def test_fewer_outputs_than_tokens_can_be_read_back_and_more_cannot():
     wide = language()
     with Session(wide) as session:
         answers = {name: np.concatenate([array, array], -1) for name, array in session.run(feed()).items()}
-    assert speaker(signature(wide), feed(), lambda given: answers) is None
+    assert language_model(signature(wide), feed(), lambda given: answers) is None
 
 
 def test_the_first_tokens_are_as_if_drawn_one_by_one():
@@ -76,11 +76,11 @@ def test_the_first_tokens_are_as_if_drawn_one_by_one():
         wanted = found(model)
         text = wanted.rewritten(feed(), session.run, np.random.default_rng(0))["ids"]
         rng = np.random.default_rng(0)
-        chances = -np.log(rng.standard_exponential((3, 12, TOKENS), np.float32))
+        noise = -np.log(rng.standard_exponential((3, 12, TOKENS), np.float32))
         slowly = feed()["ids"]
         for place in range(1, slowly.shape[1]):
-            slowly[:, place] = (session.run({"ids": slowly})["y"] + chances)[:, place - 1].argmax(-1)
-    np.testing.assert_array_equal(text[:, : DRAWS + 1], slowly[:, : DRAWS + 1])
+            slowly[:, place] = (session.run({"ids": slowly})["y"] + noise)[:, place - 1].argmax(-1)
+    np.testing.assert_array_equal(text[:, : ROUNDS + 1], slowly[:, : ROUNDS + 1])
     assert not np.array_equal(text, slowly)  # the rest is not
     np.testing.assert_array_equal(text[:, 0], feed()["ids"][:, 0])
 
@@ -148,8 +148,8 @@ def test_a_model_that_refuses_other_tokens_keeps_those_it_runs_on():
             return session.run(given)
 
         assert in_own_words(random, signature(model), 0, run, lambda: Session(model)) is random
-        text = found(model).rewritten(random_feed := next(iter(random)), run, np.random.default_rng(0))
-        assert text is random_feed
+        first = next(iter(random))
+        assert found(model).rewritten(first, run, np.random.default_rng(0)) is first
         assert in_own_words(random, signature(model), 0, session.run, lambda: Session(model)) is not random
 
 
