@@ -12,6 +12,7 @@ from bevel.passes.activations.grids import Coded, Grid, spanning
 from bevel.passes.activations.histogram import Method
 from bevel.passes.activations.ledger import Ledger
 from bevel.passes.activations.linear import Writer
+from bevel.passes.activations.native import write_native
 from bevel.passes.activations.opset import raise_opset
 from bevel.passes.activations.ranges import ranges
 from bevel.passes.activations.samples import Samples
@@ -30,9 +31,9 @@ class QuantizeStatic(Pass):
     What it does: puts QuantizeLinear and DequantizeLinear around Conv, MatMul and Gemm with constant weights, in the
     forms that ONNX Runtime computes in 8 bits on the CPU: unsigned activations with one scale and zero point, signed
     weights with a scale for each output, biases in 32 bits. Relu and Clip go into the range; Add, Concat and pooling
-    between convolutions stay in 8 bits, and so does what only moves numbers. Ranges are the extremes over the
-    calibration inputs (`minmax`), hold `percentile` per cent of the values, or leave the least squared error (`mse`) or
-    divergence (`entropy`).
+    between convolutions stay in 8 bits, and so does what only moves numbers; a channel shuffle becomes a Gather, which
+    is fast there. Ranges are the extremes over the calibration inputs (`minmax`), hold `percentile` per cent of the
+    values, or leave the least squared error (`mse`) or divergence (`entropy`).
 
     A layer stays in floats if its own output, computed in 8 bits alone, has a relative error above `max-layer-error` on
     inputs held back from calibration: a quarter of them. If the run has a limit for the error of the outputs
@@ -73,6 +74,7 @@ class QuantizeStatic(Pass):
             return Outcome(notes=tuple(ledger.notes()))
         if raise_opset(model):
             ledger.remarks.append("the model has opset 13 now: scales for each channel need it")
+        write_native(model)
         samples = Samples(context, self.samples)
         if not samples.divided:
             ledger.remarks.append("errors of layers were measured on the one input that gave the ranges")

@@ -21,7 +21,7 @@ from bevel.ir.canonical.dead import remove_dead
 from bevel.ir.names import Names
 from bevel.ir.resize import add_initializer
 from bevel.passes.activations.grids import Coded, Grid, bias_codes
-from bevel.passes.activations.sites import ADD, CLIP, SUM, Site, clipping, stored
+from bevel.passes.activations.sites import CLIP, Site, clipping, stored
 from bevel.passes.fitting.layers import CONV, CONV_TRANSPOSE, DATA, GEMM, MATMUL, WEIGHT
 
 Array = np.ndarray[Any, Any]
@@ -54,7 +54,6 @@ class Writer:
         roots = stored(self.model, found)
         data = {site.number: site.layer.data.name or "" for site in found}
         grids = {value: self.grids[root.name or ""] for value, root in roots.items()}
-        operators = {node: node.op_type for value in roots if (node := value.producer()) is not None}
         for site in found:
             self._layer(site, self.grids[data[site.number]] if site.layer.data not in grids else grids[site.layer.data])
         for value, grid in grids.items():
@@ -63,9 +62,6 @@ class Writer:
             read = site.layer.data
             if read not in self._restored.values():
                 site.node.replace_input_with(DATA, self.restored(read, self.grids[data[site.number]]))
-        for node, operator in operators.items():
-            if operator == SUM:
-                node.op_type = ADD
         remove_dead(self.model)
 
     def restored(self, value: ir.Value, grid: Grid) -> ir.Value:

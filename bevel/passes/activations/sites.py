@@ -16,11 +16,11 @@ from bevel.passes.patterns import asked
 
 Array = np.ndarray[Any, Any]
 
-RELU, CLIP, ADD, SUM = "Relu", "Clip", "Add", "Sum"
+RELU, CLIP, ADD, GATHER = "Relu", "Clip", "Add", "Gather"
 # Nodes that hand their first input's numbers on, so that its grid is theirs too.
-SAME: Final = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"})
+SAME: Final = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", GATHER})
 # Nodes that ONNX Runtime has in 8 bits, with a grid of their own.
-OWN: Final = frozenset({ADD, SUM, "Concat", "AveragePool", "GlobalAveragePool"})
+OWN: Final = frozenset({ADD, "Concat", "AveragePool", "GlobalAveragePool"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,8 +195,6 @@ def stored(model: ir.Model, found: Sequence[Site]) -> dict[ir.Value, ir.Value]:
 def _passed(node: ir.Node) -> list[ir.Value]:
     """Return the activations of a node that can stay in 8 bits; nothing for other nodes."""
     if node.domain or node.op_type not in SAME | OWN or any(output.uses() for output in node.outputs[1:]):
-        return []
-    if node.op_type == SUM and len(node.inputs) != 2:
         return []
     inputs = node.inputs[:1] if node.op_type in SAME else node.inputs
     return [value for value in inputs if value is not None]
