@@ -24,8 +24,10 @@ from bevel.passes.fitting.walk import Walk
 
 Array = np.ndarray[Any, Any]
 
-# More rows than this do not change statistics of a few thousand hidden entries, but fill the memory.
-MOST_ROWS: Final = 16384
+# What rows fill the memory with, above all: so many hidden entries, of a wide layer so many rows. Statistics of a few
+# thousand entries do not change with more rows, but trained routers are better by them.
+MOST_ENTRIES: Final = 2**25
+ENOUGH_ROWS: Final = 16384
 # How far the last product's weights, read from the graph, may be from what it was seen to compute.
 SAME: Final = 1e-4
 # Every so many-th part of the rows is held back from fits, to measure errors on.
@@ -184,12 +186,13 @@ def _gathered(parts: Parts, runtime: Runtime, arrays: Iterator[Array]) -> Eviden
     rows: list[Array] = []
     samples: list[Array] = []
     count = total = 0
+    most = max(MOST_ENTRIES // parts.layer.size, ENOUGH_ROWS)
     for array in arrays:
         each = as_rows(array, parts.layer)
         length = max(len(array), 1) if parts.layer.axis else 1
         samples.append(total + np.arange(len(each)) * length // max(len(each), 1))
         rows.append(each)
         total, count = total + length, count + len(each)
-        if count >= MOST_ROWS:
+        if count >= most:
             break
-    return Evidence(parts, runtime, np.concatenate(rows)[:MOST_ROWS], np.concatenate(samples)[:MOST_ROWS])
+    return Evidence(parts, runtime, np.concatenate(rows)[:most], np.concatenate(samples)[:most])
