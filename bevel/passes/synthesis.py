@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations, islice
 from math import prod
 from typing import Any
 
@@ -49,7 +50,9 @@ class Plan:
     """One way to choose inputs: the `size` of the symbol number k in feed number n, and the `least` free integer.
 
     `pixels` is the size of the symbol number k where it is the height or width of an image, `tokens` where it is the
-    length of a text, None for `size` there too; `batch` is that of first axes, None for `size`.
+    length of a text, None for `size` there too; `batch` is that of first axes, None for `size`. `added` are two symbols
+    whose sizes make up the whole that masks are as long as and that numbers of tokens say, as those of a decoder's
+    caches and of what is new.
     """
 
     size: Callable[[int, int], int]
@@ -57,6 +60,15 @@ class Plan:
     pixels: Callable[[int, int], int] | None = None
     tokens: Callable[[int, int], int] | None = None
     batch: int | None = None
+    added: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Free:
+    """What integers are that index nothing: from `least` on; numbers of tokens are `whole`, if it is known."""
+
+    least: int | None
+    whole: int | None
 
 
 def _distinct(k: int, n: int) -> int:
@@ -72,13 +84,15 @@ def _line(k: int, n: int) -> int:
 
 
 SMALL = Plan(_distinct)
-PLANS = (
+DISTINCT = (
     Plan(_distinct, pixels=_halved, tokens=_line),
     Plan(_distinct, pixels=_halved),
     SMALL,
     Plan(_distinct, pixels=_halved, tokens=_line, batch=1),
     Plan(_distinct, pixels=_halved, batch=1),
     Plan(_distinct, batch=1),
+)
+ALIKE = (
     *(Plan(lambda k, n, size=size: size, batch=batch) for size in COMMON_SIZES for batch in (None, 1)),  # type: ignore[misc]
     Plan(lambda k, n: DISTINCT_SIZES[k % len(DISTINCT_SIZES)], least=1),  # some divide by their inputs
 )
@@ -99,7 +113,9 @@ def synthesize(model: ir.Model, seed: int, count: int, runs: Callable[[Feed], ob
     inputs = signature(model)
     if not inputs:
         return Calibration(lambda: [{}], "a model without inputs")
-    plans = (*PLANS, *_named_plans(model)) if _has_free_axes(inputs) else (SMALL, PLANS[-1])
+    plans: tuple[Plan, ...] = (SMALL, ALIKE[-1])
+    if _has_free_axes(inputs):
+        plans = (*DISTINCT, *_added_plans(inputs), *ALIKE, *_named_plans(model))
     _check_possible(inputs)
     failures: list[BevelError] = []
     for plan in _different(plans, inputs):
@@ -120,10 +136,23 @@ def _different(plans: Iterable[Plan], inputs: Sequence[Input]) -> Iterator[Plan]
     """Yield the plans that are not, of these inputs, what one before was."""
     seen: set[object] = set()
     for plan in plans:
-        sizes = (plan.least, *(tuple(_sizes(inputs, plan, number).values()) for number in range(2)))
+        sizes = (plan.least, plan.added, *(tuple(_sizes(inputs, plan, number).values()) for number in range(2)))
         if sizes not in seen:
             seen.add(sizes)
             yield plan
+
+
+def _added_plans(inputs: Sequence[Input]) -> Iterator[Plan]:
+    """Yield plans in which masks, and numbers of tokens, go over two axes together: any two, but batches."""
+    batches, masks = _symbols_at(inputs, _batch_axes), _symbols_at(inputs, _mask_axes)
+    symbols = [symbol for symbol in _sizes(inputs, SMALL, 0) if symbol not in batches | masks]
+    if masks - batches or any(_counts(wanted) for wanted in inputs):
+        for added in islice(combinations(symbols, 2), MOST_NAMED):
+            yield from (
+                Plan(_distinct, tokens=tokens, batch=batch, added=added)
+                for batch in (None, 1)
+                for tokens in (_line, None)
+            )
 
 
 def _named_plans(model: ir.Model) -> Iterator[Plan]:
@@ -137,9 +166,9 @@ def _named_plans(model: ir.Model) -> Iterator[Plan]:
 
 def _check_possible(inputs: Sequence[Input]) -> None:
     """Refuse inputs that no plan makes small enough to be held."""
-    if min(_entries(inputs, plan) for plan in PLANS) <= TOO_MANY_ENTRIES:
+    if min(_entries(inputs, plan) for plan in (*DISTINCT, *ALIKE)) <= TOO_MANY_ENTRIES:
         return
-    largest = max(inputs, key=lambda wanted: _entries([wanted], PLANS[-1]))
+    largest = max(inputs, key=lambda wanted: _entries([wanted], ALIKE[-1]))
     raise CalibrationError(
         f"input {str(largest)!r} is too large to be made up",
         remedy="give the sizes that vary, a batch say, a name instead of a number in the model's input",
@@ -176,8 +205,9 @@ def _failure(feeds: Calibration, runs: Callable[[Feed], object]) -> BevelError |
 
 def _feed(inputs: Sequence[Input], plan: Plan, seed: int, number: int) -> Feed:
     sizes = _sizes(inputs, plan, number)
+    free = Free(plan.least, sum(sizes[symbol] for symbol in plan.added) if plan.added else None)
     return {
-        wanted.name: _value(wanted, _shape(wanted, sizes), plan.least, np.random.default_rng([seed, number, place]))
+        wanted.name: _value(wanted, _shape(wanted, sizes), free, np.random.default_rng([seed, number, place]))
         for place, wanted in enumerate(inputs)
     }
 
@@ -196,7 +226,7 @@ def _sizes(inputs: Sequence[Input], plan: Plan, number: int) -> dict[str, int]:
         for symbol in _symbols(dim, wanted, place)
     )
     images, lines = _symbols_at(inputs, _image_axes), _symbols_at(inputs, _line_axes)
-    batches = _symbols_at(inputs, lambda wanted: (0,) if len(_dims(wanted)) > 1 else ())
+    batches, masks = _symbols_at(inputs, _batch_axes), _symbols_at(inputs, _mask_axes)
 
     def size(k: int, symbol: str) -> int:
         if plan.batch is not None and symbol in batches:
@@ -205,7 +235,10 @@ def _sizes(inputs: Sequence[Input], plan: Plan, number: int) -> dict[str, int]:
             return plan.pixels(k, number)
         return plan.tokens(k, number) if plan.tokens is not None and symbol in lines else plan.size(k, number)
 
-    return {symbol: size(k, symbol) for k, symbol in enumerate(symbols)}
+    sizes = {symbol: size(k, symbol) for k, symbol in enumerate(symbols)}
+    if plan.added is not None:
+        sizes |= dict.fromkeys(masks - batches - {*plan.added}, sum(sizes[symbol] for symbol in plan.added))
+    return sizes
 
 
 def _symbols_at(inputs: Sequence[Input], places: Callable[[Input], Iterable[int]]) -> set[str]:
@@ -215,6 +248,19 @@ def _symbols_at(inputs: Sequence[Input], places: Callable[[Input], Iterable[int]
         for place in places(wanted)
         for symbol in _symbols(_dims(wanted)[place], wanted, place)
     }
+
+
+def _batch_axes(wanted: Input) -> tuple[int, ...]:
+    return (0,) if len(_dims(wanted)) > 1 else ()
+
+
+def _mask_axes(wanted: Input) -> tuple[int, ...]:
+    return (len(_dims(wanted)) - 1,) if MASK_NAME.search(wanted.name) else ()
+
+
+def _counts(wanted: Input) -> bool:
+    """Say whether an input may be a number of tokens, or one for each sample: no index, that is, into a table."""
+    return wanted.dtype.is_integer() and wanted.dtype.itemsize > 1 and wanted.below is None and len(_dims(wanted)) < 2
 
 
 def _image_axes(wanted: Input) -> tuple[int, ...]:
@@ -285,13 +331,13 @@ def _evaluated(node: ast.AST, sizes: dict[str, int]) -> int:
     return sizes[node.id] if isinstance(node, ast.Name) else int(ast.literal_eval(node))
 
 
-def _value(wanted: Input, shape: tuple[int, ...], least: int | None, rng: np.random.Generator) -> Any:
+def _value(wanted: Input, shape: tuple[int, ...], free: Free, rng: np.random.Generator) -> Any:
     if wanted.sequence:
-        return [_array(wanted, shape, least, rng), _array(wanted, shape, least, rng)]
-    return _array(wanted, shape, least, rng)
+        return [_array(wanted, shape, free, rng), _array(wanted, shape, free, rng)]
+    return _array(wanted, shape, free, rng)
 
 
-def _array(wanted: Input, shape: tuple[int, ...], least: int | None, rng: np.random.Generator) -> Array:
+def _array(wanted: Input, shape: tuple[int, ...], free: Free, rng: np.random.Generator) -> Array:
     dtype = wanted.dtype
     if dtype.is_string():
         return rng.choice(np.array(WORDS, dtype=object), shape)
@@ -300,7 +346,7 @@ def _array(wanted: Input, shape: tuple[int, ...], least: int | None, rng: np.ran
     if MASK_NAME.search(wanted.name):
         return _mask(wanted, shape, rng)
     if dtype.is_integer():
-        return _integers(wanted, shape, least, rng).astype(dtype.numpy())
+        return _integers(wanted, shape, free, rng).astype(dtype.numpy())
     normal: Any = rng.standard_normal(shape)
     if (axes := _pixels(shape)) and dtype.is_floating_point():
         return smooth(normal, axes).astype(dtype.numpy())
@@ -341,14 +387,17 @@ def _mask(wanted: Input, shape: tuple[int, ...], rng: np.random.Generator) -> Ar
     return mask
 
 
-def _integers(wanted: Input, shape: tuple[int, ...], least: int | None, rng: np.random.Generator) -> Array:
+def _integers(wanted: Input, shape: tuple[int, ...], free: Free, rng: np.random.Generator) -> Array:
     if POSITION_NAME.search(wanted.name):
         return np.broadcast_to(np.arange(shape[-1] if shape else 1) % (wanted.below or 2**31), shape)
     if wanted.below is not None:
         return rng.integers(0, max(wanted.below, 1), shape)
     if wanted.dtype.itemsize == 1:
-        lowest = int(wanted.dtype.min) if least is None else least
+        lowest = int(wanted.dtype.min) if free.least is None else free.least
         return rng.integers(lowest, int(wanted.dtype.max), shape, endpoint=True)
+    if free.whole is not None and _counts(wanted):
+        # What is one for each sample is the index of the last token, as in GroupQueryAttention.
+        return np.full(shape, free.whole - len(shape))
     # Lengths, counts and sizes are scalars or vectors; 1 is the value most of them accept.
-    start = 0 if least is None else least
+    start = free.least or 0
     return rng.integers(start, start + 2, shape) if len(shape) > 1 else np.ones(shape, np.int64)

@@ -252,6 +252,45 @@ def test_sums_of_symbols_are_computed():
         assert feed["a"].shape[0] == feed["b"].shape[0] + 1
 
 
+CACHED = """
+decoder (int64[b, s] ids, int64[b, t] attention_mask, float[b, p, 4] past) => (float[b, s, 4] y) {
+  one = Constant <value_ints = [1]> ()
+  x = Gather (table, ids)
+  k = Concat <axis = 1> (past, x)
+  turned = Transpose <perm = [0, 2, 1]> (k)
+  scores = MatMul (x, turned)
+  m = Cast <to = 1> (attention_mask)
+  seen = Unsqueeze (m, one)
+  w = Add (scores, seen)
+  y = MatMul (w, k)
+}
+"""
+COUNTED = (
+    "m (int64[1, s] ids, int32[1] lengths, int32 total, float[1, 2, p, 4] past) => (int64[1, s] y) { y = Neg (ids) }"
+)
+
+
+def test_masks_of_decoders_go_over_caches_and_new_tokens(monkeypatch):
+    model = graph(CACHED, {"table": (50, 4)})
+    for feed in made_up(model):
+        rows, length = feed["ids"].shape
+        assert length >= 32 and rows > 1
+        assert feed["attention_mask"].shape == (rows, length + feed["past"].shape[1]) and feed["past"].shape[1] > 1
+    monkeypatch.setattr(synthesis, "_added_plans", lambda inputs: ())
+    assert {feed["attention_mask"].shape[1] for feed in made_up(model)} == {1}
+
+
+def test_numbers_of_tokens_are_those_of_caches_and_new_ones():
+    def runs(feed):
+        total = feed["past"].shape[2] + feed["ids"].shape[1]
+        if feed["total"] != total or feed["lengths"] != total - 1:
+            raise UsageError("does not fit")
+
+    feeds = list(synthesize(graph(COUNTED), 0, 4, runs))
+    assert len({int(feed["total"]) for feed in feeds}) == 2
+    assert all(feed["total"].shape == () and feed["lengths"].dtype == np.int32 for feed in feeds)
+
+
 def test_sizes_that_the_model_refuses_are_replaced():
     # kernels of 5 without padding twice: needs at least 9 rows
     model = graph("m (float[n, 1, t] x) => (float[n, 1, p] y) { a = Conv (x, k)  y = Conv (a, k) }", {"k": (1, 1, 5)})
