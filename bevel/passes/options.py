@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from bevel.errors import UsageError, nearest
 
-BARE = re.compile(r'[^\s{},="]+')
+BARE = re.compile(r"""[^\s{},="'][^\s{},="]*""")
 
 
 @dataclass(frozen=True)

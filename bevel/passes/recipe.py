@@ -3,7 +3,7 @@
     simplify,prune-channels{ratio=0.5 skip=head,"layer 1"},reorder-channels
 
 Passes are separated by commas, options by spaces; a list's items by commas; a value with spaces, commas, braces, quotes
-or `=` in it is put in double quotes. The same in a recipe file, or under `[tool.bevel]` in pyproject.toml:
+or `=` in it is put in quotes, double or single. The same in a recipe file, or under `[tool.bevel]` in pyproject.toml:
 
     [[pass]]
     name = "prune-channels"
@@ -24,7 +24,15 @@ from bevel.passes import options
 from bevel.passes.base import Pass
 from bevel.passes.options import Option, Word
 
-TOKEN = re.compile(r'\s*(?:(?P<mark>[{},=])|"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<bare>[^\s{},="]+)|(?P<end>\Z))')
+TOKEN = re.compile(
+    r"""\s*(?:
+        (?P<mark>[{},=])
+        | (?P<quoted>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')
+        | (?P<bare>[^\s{},="'][^\s{},="]*)
+        | (?P<end>\Z)
+    )""",
+    re.VERBOSE,
+)
 
 
 @dataclass(frozen=True)
@@ -160,7 +168,7 @@ class _Reader:
         self.at = match.end()
         if match["bare"] is not None:
             return Word(match["bare"])
-        return Word(re.sub(r"\\(.)", r"\1", match["quoted"]), quoted=True)
+        return Word(re.sub(r"\\(.)", r"\1", match["quoted"][1:-1]), quoted=True)
 
     def _unexpected(self, expected: str) -> UsageError:
         match = self._peek()

@@ -27,6 +27,8 @@ def test_the_schema_is_read_from_the_fields():
         {"only": ("",)},
         {"label": "none"},
         {"label": "{x=1},"},
+        {"label": "'single'"},
+        {"label": "layer's"},
         {"most": 3},
         {"scope": "global", "round_to": 8, "ratio": 1e-05},
     ],
@@ -40,6 +42,14 @@ def test_a_pipeline_survives_the_trip_through_text(stubs):
     text = "nothing,scale{factor=0.5 weight=b1},nothing,scale"
     assert str(parse(text)) == text
     assert parse("  nothing , scale { factor = 0.5  weight=b1 },nothing,\nscale{}") == parse(text)
+
+
+def test_quotes_are_double_or_single(stubs):
+    one, other = (
+        parse("""options{label='macs="0.5"' only='a b',"it's"}"""),
+        Options(label='macs="0.5"', only=("a b", "it's")),
+    )
+    assert one.passes == (other,)
 
 
 def test_an_empty_list_is_written_and_read(stubs):
@@ -68,6 +78,7 @@ def test_an_empty_list_is_written_and_read(stubs):
         ("options,", "expected the name of a pass, found the end"),
         ("", "expected the name of a pass"),
         ('options{label="a}', "a quote is not closed"),
+        ("options{label='a}", "a quote is not closed"),
     ],
 )
 def test_mistakes_are_errors_that_say_where(stubs, text, message):
