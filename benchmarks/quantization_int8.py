@@ -3,10 +3,12 @@
     python -m benchmarks.quantization_int8 [--only digits-residual ...] [--methods "bevel static, mse" ...] [--folder F]
 
 Each network is calibrated with the same unlabelled inputs by every method and judged in ONNX Runtime on held-out data:
-score, agreement with the original (how often the first answer is the same; of sentence vectors the mean cosine), size
-of the file, and speed against the original with its normalizations folded, in processor time of one thread, the two
-taking turns. Networks of ours are trained once and kept in `--folder`. For ONNX Runtime's quantization the model
-goes through its own preprocessing first. ResNet-50 and ShuffleNet are what benchmarks/quantization_int8_light.py says.
+score, agreement with the original (how often the first answer is the same, or the text; of sentence vectors the mean
+cosine), of texts also how much of their characters is the same, size of the file, and speed against the original with
+its normalizations folded, in processor time of one thread, the two taking turns. Networks of ours are trained once and
+kept in `--folder`. For ONNX Runtime's quantization the model goes through its own preprocessing first. ResNet-50 and
+ShuffleNet are what benchmarks/quantization_int8_light.py says, the trained networks of packages what
+benchmarks/quantization_int8_shipped.py says.
 """
 
 import argparse
@@ -15,10 +17,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
+from math import isfinite
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import onnx
@@ -35,69 +37,46 @@ from benchmarks import pruning_accuracy_functions as functions
 from benchmarks.pruning_accuracy import FOLDER
 from benchmarks.pruning_accuracy_tasks import Agreement, Labelled, Network, batches, networks
 from benchmarks.quantization_int8_light import LIGHT, classifier, textures
-from bevel.backends.onnxruntime import Session
+from benchmarks.quantization_int8_shipped import SHIPPED
+from benchmarks.quantization_int8_subjects import Feed, Known, Subject, directions
 from bevel.errors import BevelError
 
-Array = np.ndarray[Any, Any]
-Feed = dict[str, Array]
-
 CALIBRATED = 128  # samples
+STRIDE = 16  # feeds whose activations ONNX Runtime's calibration holds at once: it is gigabytes
 IMAGES = {"calibration": 16, "test": 100}  # of ResNet-50 and ShuffleNet
 ROUNDS = 9
 GOAL = 0.995
-CONVOLUTIONAL = ("digits-residual", "digits-plain", "digits-depthwise", *LIGHT)
+CONVOLUTIONAL = ("digits-residual", "digits-plain", "digits-depthwise", *LIGHT, *SHIPPED)
 NETWORKS = (*CONVOLUTIONAL, "minilm", "magika")
 LIMIT = 0.05  # of the outputs' relative error: as many layers stay in floats as it takes
 STATIC = ("minmax", "percentile", "mse", "entropy")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A network in floats, what it is calibrated with, and how it is judged."""
-
-    path: Path
-    calibration: list[Feed]
-    held: list[Feed]
-    score: Callable[[ir.Model], float]
-
-    def answers(self, path: Path) -> Array:
-        with Session(bevel.load(path), threads=1) as session:
-            return np.concatenate([next(iter(session.run(feed).values())) for feed in self.held])
-
-    @cached_property
-    def original(self) -> Array:
-        return self.answers(self.path)
-
-    def agreement(self, path: Path) -> float:
-        """Return how often the first answer is the original's; of vectors without classes, their mean cosine."""
-        one, other = self.original, self.answers(path)
-        if self.path.stem.startswith("minilm"):
-            lengths = np.linalg.norm(one, axis=-1) * np.linalg.norm(other, axis=-1)
-            return float(np.mean(np.sum(one * other, -1) / lengths))
-        return float(np.mean(one.argmax(-1) == other.argmax(-1)))
+FORMATS = {
+    "score": "{:.2%}",
+    "agreement": "{:.2%}",
+    "characters": "{:.2%}",
+    "MB": "{:.3g}",
+    "speed": "{:.2f}x",
+    "seconds": "{:.1f}",
+}
 
 
 def subject(name: str, seed: int, folder: Path, place: Path) -> Subject:
     """Return a network with its normalizations folded, as a file in `place`."""
     path = place / f"{name}-{seed}.onnx"
+    if name in SHIPPED:
+        return SHIPPED[name](path)
     if name in LIGHT:
         classifier(name, path)
         value = bevel.load(path).graph.inputs[0].name or ""
         parts = {part: textures(count, seed + 10) for seed, (part, count) in enumerate(IMAGES.items())}
         feeds = {part: [{value: image[None]} for image in images] for part, (images, _) in parts.items()}
-        judged = partial(accuracy, feeds["test"], parts["test"][1])
-        return Subject(path, feeds["calibration"], feeds["test"], judged)
+        return Subject(path, feeds["calibration"], feeds["test"], Known(feeds["test"], parts["test"][1]))
     (network,) = networks(seed, folder, [name])
     model = bevel.load(network.path)
     bevel.optimize(model, "fold", calibration=network.calibration)
     bevel.save(model, path)
-    return Subject(path, network.calibration, held_out(network, model), network.test)
-
-
-def accuracy(feeds: Sequence[Feed], labels: Array, model: ir.Model) -> float:
-    with Session(model, threads=1) as session:
-        found = [next(iter(session.run(feed).values())).argmax(-1) for feed in feeds]
-    return float(np.mean(np.concatenate(found) == labels))
+    vectors = (directions, {"agreement": np.dot}) if name == "minilm" else ()
+    return Subject(path, network.calibration, held_out(network, model), network.test, *vectors)
 
 
 def held_out(network: Network, model: ir.Model) -> list[Feed]:
@@ -107,10 +86,17 @@ def held_out(network: Network, model: ir.Model) -> list[Feed]:
 
 
 class Reader(peer.CalibrationDataReader):  # type: ignore[misc]
-    """Hands feeds to ONNX Runtime's calibration, as many samples as Bevel takes."""
+    """Hands feeds to ONNX Runtime's calibration, as many samples as Bevel takes, a few at a time if asked to."""
 
     def __init__(self, feeds: Sequence[Feed]) -> None:
-        self.feeds = iter(taken(feeds))
+        self.all = list(taken(feeds))
+        self.set_range(0, len(self.all))
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        self.feeds = iter(self.all[start_index:end_index])
 
     def get_next(self) -> Feed | None:
         return next(self.feeds, None)
@@ -142,14 +128,16 @@ def prepared(given: Subject, to: Path) -> Path:
 
 
 def ort_static(method: str, given: Subject, to: Path) -> None:
+    reader = Reader(given.calibration)
     peer.quantize_static(
         prepared(given, to),
         to,
-        Reader(given.calibration),
+        reader,
         per_channel=True,
         activation_type=peer.QuantType.QUInt8,
         weight_type=peer.QuantType.QInt8,
         calibrate_method=getattr(peer.CalibrationMethod, method),
+        extra_options={} if len(reader) % STRIDE else {"CalibStridedMinMax": STRIDE},
     )
 
 
@@ -177,7 +165,8 @@ class Row:
     method: str
     score: float = float("nan")
     agreement: float = float("nan")
-    size: float = float("nan")
+    characters: float = float("nan")  # of what is read, as many as are the original's
+    MB: float = float("nan")
     speed: float = float("nan")
     seconds: float = float("nan")
     refused: str = ""
@@ -189,7 +178,7 @@ def rows(name: str, seed: int, folder: Path, methods: Sequence[str]) -> Iterator
         place = Path(draft)
         given = subject(name, seed, folder, place)
         original = given.path.stat().st_size
-        yield Row(name, "floats", given.score(bevel.load(given.path)), 1.0, original / 1e6, 1.0)
+        yield Row(name, "floats", given.score(bevel.load(given.path)), 1.0, MB=original / 1e6, speed=1.0)
         for method in methods:
             to, start = place / "quantized.onnx", time.process_time()
             try:
@@ -199,8 +188,8 @@ def rows(name: str, seed: int, folder: Path, methods: Sequence[str]) -> Iterator
                 continue
             seconds = time.process_time() - start
             speed = ratio(given.path, to, given.calibration[0])
-            score, agreement = given.score(bevel.load(to)), given.agreement(to)
-            yield Row(name, method, score, agreement, to.stat().st_size / 1e6, speed, seconds)
+            score, size = given.score(bevel.load(to)), to.stat().st_size / 1e6
+            yield Row(name, method, score, MB=size, speed=speed, seconds=seconds, **given.agreement(to))
 
 
 def ratio(one: Path, other: Path, feed: Feed) -> float:
@@ -219,18 +208,14 @@ def ratio(one: Path, other: Path, feed: Feed) -> float:
 
 def table(name: str, found: Sequence[Row]) -> Table:
     """Return a row for every method, the means over seeds."""
-    made = Table("method", "score", "agreement", "MB", "speed", "seconds", title=name)
+    made = Table("method", *FORMATS, title=name)
     for method in dict.fromkeys(row.method for row in found):
         rows_of = [row for row in found if row.method == method]
         if rows_of[0].refused:
             made.add_row(method, rows_of[0].refused[:60])
             continue
-        score, agreement, size, speed, seconds = (
-            float(np.mean([getattr(row, field) for row in rows_of]))
-            for field in ("score", "agreement", "size", "speed", "seconds")
-        )
-        shown = f"{seconds:.1f}" if seconds >= 0 else ""
-        made.add_row(method, f"{score:.2%}", f"{agreement:.2%}", f"{size:.3g}", f"{speed:.2f}x", shown)
+        means = {field: float(np.mean([getattr(row, field) for row in rows_of])) for field in FORMATS}
+        made.add_row(method, *(FORMATS[field].format(mean) * isfinite(mean) for field, mean in means.items()))
     return made
 
 

@@ -23,10 +23,10 @@ Array = np.ndarray[Any, Any]
 LIGHT = ("resnet50", "shufflenet")
 CLASSES, SIZE, SEED = 10, 224, 0
 ALIGNED, FITTED = 8, 60  # images that normalizations and the head are fitted to
-RIDGE = 0.1
+NOISE, RIDGE, HIGHEST = 0.5, 0.1, 5.0  # of an image; of the covariance; the highest of all scores
 
 
-def textures(count: int, seed: int) -> tuple[Array, Array]:
+def textures(count: int, seed: int, noise: float = NOISE) -> tuple[Array, Array]:
     """Return images `[n, 3, 224, 224]` and their classes: coloured patterns, each shifted, faded and noisy."""
     drawn = np.random.default_rng(SEED)
     patterns = drawn.standard_normal((CLASSES, 3, 14, 14)) + 2 * drawn.standard_normal((CLASSES, 3, 1, 1))
@@ -38,7 +38,7 @@ def textures(count: int, seed: int) -> tuple[Array, Array]:
         [np.roll(smooth[label], tuple(shift), (1, 2)) for label, shift in zip(labels, shifts, strict=True)]
     )
     images *= rng.uniform(0.8, 1.2, (count, 1, 1, 1))
-    images += 0.5 * rng.standard_normal(images.shape)
+    images += noise * rng.standard_normal(images.shape)
     return images.astype(np.float32), labels
 
 
@@ -83,21 +83,27 @@ def _fit_head(model: ir.Model, name: str) -> None:
     probe.graph.outputs[:] = [features]
     with Session(probe, threads=1) as session:
         rows = np.concatenate([session.run({name: image[None]})[features.name or ""] for image in images])
-    rows = rows.reshape(len(images), -1).astype(np.float64)
+    weights, bias = discriminants(rows.reshape(len(images), -1), labels)
+    matrix, vector = (parameter(head, place) for place in (1, 2))
+    shape = tuple(matrix.shape.numpy())  # type: ignore[union-attr]
+    full = np.zeros(shape)
+    full[:CLASSES] = weights.T
+    put(matrix, full)
+    put(vector, np.concatenate([bias, np.full(shape[0] - CLASSES, -10.0)]))
+
+
+def discriminants(features: Array, labels: Array) -> tuple[Array, Array]:
+    """Return weights `[features, classes]` and bias of the linear discriminants of rows `[n, features]`."""
+    rows = features.astype(np.float64)
     centre = rows.mean(0)
     means = np.stack([rows[labels == label].mean(0) for label in range(CLASSES)]) - centre
     spread = rows - centre - means[labels]
     covariance = spread.T @ spread / len(rows)
     covariance += RIDGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-    weights = np.linalg.solve(covariance, means.T)  # [features, classes]
+    weights = np.linalg.solve(covariance, means.T)
     bias = -0.5 * np.sum(weights * means.T, 0) - centre @ weights
-    scale = 5 / np.abs(rows @ weights + bias).max()
-    matrix, vector = (parameter(head, place) for place in (1, 2))
-    shape = tuple(matrix.shape.numpy())  # type: ignore[union-attr]
-    full = np.zeros(shape)
-    full[:CLASSES] = weights.T * scale
-    put(matrix, full)
-    put(vector, np.concatenate([bias * scale, np.full(shape[0] - CLASSES, -10.0)]))
+    scale = HIGHEST / np.abs(rows @ weights + bias).max()
+    return weights * scale, bias * scale
 
 
 def put(value: ir.Value, array: Array) -> None:
