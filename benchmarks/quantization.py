@@ -1,19 +1,22 @@
-"""Block quantization beside ONNX Runtime's own quantizer: size, error, time and memory of each.
+"""Block quantization beside other tools' quantizers: size, error, time and memory of each.
 
     python -m benchmarks.quantization [--model synthetic|minilm|magika|gpt|digits] [--bits 4 ...] [--block 32 ...]
                                       [--layers 12] [--width 1024] [--only PATTERN ...] [--rows 1 16 128]
-                                      [--products]
+                                      [--products] [--peers PYTHON]
 
 What the models are and how they are judged is in `quantization_models.py`, what is compared in
-`quantization_methods.py`. Only layers are quantized, no tables; the other tool sees matrix products alone, and leaves
-convolutions as they are. With `--products` ours do so too, and bits are those of products. Every run is a process of
-its own that loads the model, quantizes it and saves it (`quantization_child.py`); its peak is resident memory as Linux
-counts it. `bits/element` are those of the file that are not in the other weights. The last columns are how many times
-faster than the floats the result runs with so many rows (tokens, images or files), on one thread, by the least
-processor time, the two taking turns; `--rows` without a number leaves them out.
+`quantization_methods.py`. Other tools than ONNX Runtime have an environment of their own
+(`requirements-quantization.txt`), and take part if its interpreter is given. Only layers are quantized, no tables; the
+other tools see matrix products alone in blocks, and leave convolutions as they are. With `--products` ours do so too,
+and bits are those of products. Every run is a process of its own that loads the model, quantizes it and saves it
+(`quantization_child.py`); its peak is resident memory as Linux counts it. `bits/element` are those of the file that are
+not in the other weights. The last columns are how many times faster than the floats the result runs with so many rows
+(tokens, images or files), on one thread, by the least processor time, the two taking turns; `--rows` without a number
+leaves them out.
 
 At the end stands for each width and block who is best, with data and without. Of ours, those count that take no more
 bits than the largest of theirs (their HQQ has a float zero point a block), and of theirs those of at most 16 bits.
+The rows of 8-bit integers (`int8`) have activations in 8 bits, too, and a scale a channel whatever the block.
 """
 
 import argparse
@@ -30,7 +33,7 @@ import numpy as np
 
 import bevel
 from benchmarks.quantization_child import is_product, packed
-from benchmarks.quantization_methods import BEVEL, OURS, THEIRS, recipe
+from benchmarks.quantization_methods import BEVEL, OURS, RUNTIME, THEIRS, recipe
 from benchmarks.quantization_models import MODELS, Network
 from benchmarks.turns import faster
 from bevel.backends.onnxruntime import Session
@@ -69,7 +72,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=["*"], help="patterns of `tool method`, as in the table")
     parser.add_argument("--rows", type=int, nargs="*", default=ROWS)
     parser.add_argument("--products", action="store_true", help="leave all but products of matrices in floats")
+    parser.add_argument("--peers", help="the interpreter of the environment that the other tools are in")
     options = parser.parse_args()
+    tools = interpreters(options.peers)
     with tempfile.TemporaryDirectory(prefix="bevel-quantization-") as folder:
         network = MODELS[options.model](Path(folder), options)
         np.savez(Path(folder) / "feeds.npz", **packed(network.feeds))
@@ -77,27 +82,31 @@ def main() -> None:
         print(" | ".join((*head, *(f"x at {count}" for count in options.rows))), flush=True)
         print(" | ".join(("floats", "", "32", "", "32", "", *network.quality(network.path))), flush=True)
         done = []
-        for run in runs(options.bits, options.block):
+        for run in runs(options.bits, options.block, tools):
             if any(fnmatch.fnmatch(f"{run.tool} {run.method}", pattern) for pattern in options.only):
-                cells, result = measured(network, run, options.rows, options.products)
+                cells, result = measured(network, run, tools[run.tool], options.rows, options.products)
                 print(" | ".join((run.tool, run.method, str(run.bits), str(run.block), *cells)), flush=True)
                 done.append(result)
         print("\n".join(summary(network, done)))
 
 
-def runs(widths: list[int], blocks: list[int]) -> Iterator[Run]:
+def interpreters(peers: str | None) -> dict[str, str]:
+    """Return what each tool that takes part runs in."""
+    here = dict.fromkeys((BEVEL, RUNTIME), sys.executable)
+    return here if peers is None else {**dict.fromkeys((BEVEL, *THEIRS), peers), **here}
+
+
+def runs(widths: list[int], blocks: list[int], tools: dict[str, str]) -> Iterator[Run]:
     for bits in widths:
         for block in blocks:
-            for name, method in OURS.items():
-                if bits in method.bits:
-                    yield Run(BEVEL, name, bits, block, method.calibrated)
-            for name, peer in THEIRS.items():
-                if bits in peer.bits:
-                    yield Run("onnxruntime", name, bits, block, peer.calibrated)
+            for tool in tools:
+                for name, method in (OURS if tool == BEVEL else THEIRS[tool]).items():
+                    if bits in method.bits:
+                        yield Run(tool, name, bits, block, method.calibrated)
 
 
-def measured(network: Network, run: Run, rows: list[int], products: bool) -> tuple[list[str], Run]:
-    """Return the cells of a run, and the run with what it found; that has no worth if it failed."""
+def measured(network: Network, run: Run, python: str, rows: list[int], products: bool) -> tuple[list[str], Run]:
+    """Return the cells of a run in an interpreter, and the run with what it found; that has no worth if it failed."""
     result = network.path.with_name("result.onnx")
     written = [result, result.with_name(f"{result.name}.data")]
     for file in written:
@@ -107,14 +116,17 @@ def measured(network: Network, run: Run, rows: list[int], products: bool) -> tup
         steps = recipe(run.method, run.bits, run.block)
         what = {"recipe": steps, "products": products, "calibrated": run.calibrated}
     given = json.dumps({"tool": run.tool, "source": str(network.path), "result": str(result), **what})
-    done = subprocess.run([sys.executable, "-m", CHILD, given], capture_output=True, text=True)
+    done = subprocess.run([python, "-m", CHILD, given], capture_output=True, text=True)
     if done.returncode:
         return [f"failed: {done.stderr.strip().splitlines()[-1][:160]}"], run
     seconds, cpu, peak = json.loads(done.stdout.splitlines()[-1])
     size = sum(file.stat().st_size for file in written if file.exists())
     rest, elements = others(network.path, products)
     each = (size - rest) * 8 / elements
-    quality = list(network.quality(result))
+    try:
+        quality = list(network.quality(result))
+    except bevel.BevelError as error:
+        return [f"does not run: {error}".splitlines()[0][:160]], run
     cells = [f"{each:.2f}", f"{size / 1e6:.1f}", *quality, f"{seconds:.1f}", f"{cpu:.1f}", f"{peak / 1e6:.0f}"]
     worth = float(quality[network.columns.index(network.decides)])
     found = Run(run.tool, run.method, run.bits, run.block, run.calibrated, each, worth)

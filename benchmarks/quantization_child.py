@@ -30,7 +30,7 @@ def main() -> None:
 def measured(tool: str, source: str, result: str, **options: Any) -> None:
     with np.load(Path(source).with_name("feeds.npz")) as kept:
         feeds = unpacked(kept)
-    run = (ours if tool == "bevel" else theirs)(**options)
+    run = (ours if tool == "bevel" else theirs(tool))(**options)
     wall, cpu = time.perf_counter(), time.process_time()
     with quiet():
         run(source, result, feeds)
@@ -63,37 +63,10 @@ def is_product(layer: Any) -> bool:
     return bool(layer.node.op_type == "MatMul")
 
 
-def theirs(method: str, bits: int, block: int) -> Callable[[str, str, Feeds], None]:
-    """Return what runs ONNX Runtime's quantizer of weights."""
-    import onnx
-    from onnxruntime.quantization import CalibrationDataReader
-    from onnxruntime.quantization import matmul_nbits_quantizer as tool
+def theirs(tool: str) -> Callable[..., Callable[[str, str, Feeds], None]]:
+    from benchmarks.quantization_peers import TOOLS
 
-    class Reader(CalibrationDataReader):
-        def __init__(self, feeds: Feeds) -> None:
-            self.rest = iter(feeds)
-
-        def get_next(self) -> dict[str, Array] | None:
-            return next(self.rest, None)
-
-    def config(feeds: Feeds) -> tool.WeightOnlyQuantConfig:
-        if method == "hqq":
-            return tool.HQQWeightOnlyQuantConfig(block_size=block, bits=bits)
-        if method == "k-quant":
-            return tool.KQuantWeightOnlyQuantConfig()
-        if method == "gptq":
-            return tool.GPTQWeightOnlyQuantConfig(calibration_data_reader=Reader(feeds), block_size=block)
-        symmetric = method == "nearest"
-        return tool.DefaultWeightOnlyQuantConfig(block, is_symmetric=symmetric, accuracy_level=4, bits=bits)
-
-    def run(source: str, result: str, feeds: Feeds) -> None:
-        quantizer = tool.MatMulNBitsQuantizer(
-            onnx.load(source), bits=bits, block_size=block, accuracy_level=4, algo_config=config(feeds)
-        )
-        quantizer.process()
-        quantizer.model.save_model_to_file(result)
-
-    return run
+    return TOOLS[tool]
 
 
 @contextmanager

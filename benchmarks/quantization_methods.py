@@ -54,12 +54,36 @@ OURS = {
     "gptq, lorc": Method(quantized("format=uintBITS rounding=gptq branch=lorc metric=inputs"), True),
     "mixed, gptq": Method(quantized("formats=uint2,uint4,uint8 bits=MEAN rounding=gptq"), True, LEARNT),
 }
+RUNTIME = "onnxruntime"
 THEIRS = {
-    "nearest": Method(bits=(2, 4, 8)),
-    "nearest, zero points": Method(bits=(2, 4, 8)),
-    "k-quant": Method(bits=(4,)),
-    "hqq": Method(bits=(4,)),
-    "gptq": Method(calibrated=True, bits=(4,)),
+    RUNTIME: {
+        "nearest": Method(bits=(2, 4, 8)),
+        "nearest, zero points": Method(bits=(2, 4, 8)),
+        "k-quant": Method(bits=(4,)),
+        "hqq": Method(bits=(4,)),
+        "gptq": Method(calibrated=True, bits=(4,)),
+        "dynamic int8": Method(bits=(8,)),
+        "static int8": Method(calibrated=True, bits=(8,)),
+    },
+    "neural-compressor": {
+        "nearest": Method(),
+        "nearest, zero points": Method(),
+        "gptq": Method(calibrated=True),
+        "gptq, mse": Method(calibrated=True),
+        "awq": Method(calibrated=True),
+    },
+    "olive": {
+        "nearest": Method(bits=(4, 8)),
+        "nearest, zero points": Method(bits=(4, 8)),
+        "k-quant": Method(bits=(4, 8)),
+        "hqq": Method(bits=(4,)),
+    },
+    "quark": {
+        "nearest": Method(bits=(4,)),
+        "nearest, zero points": Method(bits=(4,)),
+        "hqq": Method(bits=(4,)),
+        "gptq": Method(calibrated=True, bits=(4,)),
+    },
 }
 
 
