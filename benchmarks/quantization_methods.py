@@ -1,7 +1,7 @@
-"""What is compared: recipes of Bevel, and methods of ONNX Runtime's quantizer of weights.
+"""What is compared: recipes of Bevel, and methods of other tools.
 
 What leaves as codes and tables (learnt levels, directions, NF4) is small in the file alone; the speeds say so. Half the
-block takes as many bits as the other's HQQ, which has a float zero point in each. Branches have a rank of 8, in half
+block takes as many bits as ONNX Runtime's HQQ, which has a float zero point in each. Branches have a rank of 8, in half
 precision, which is in the bits. With made-up inputs there is no data: they are made from the model's signature, and are
 text in its own words for a language model. `mixed` has weights of 2, 4 and 8 bits, as many in the mean as one format
 would take.
@@ -69,14 +69,12 @@ THEIRS = {
         "nearest": Method(),
         "nearest, zero points": Method(),
         "gptq": Method(calibrated=True),
-        "gptq, mse": Method(calibrated=True),
         "awq": Method(calibrated=True),
     },
     "olive": {
         "nearest": Method(bits=(4, 8)),
         "nearest, zero points": Method(bits=(4, 8)),
         "k-quant": Method(bits=(4, 8)),
-        "hqq": Method(bits=(4,)),
     },
     "quark": {
         "nearest": Method(bits=(4,)),
