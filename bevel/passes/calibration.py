@@ -33,6 +33,10 @@ UNREADABLE = (
 )
 
 
+def _never() -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Calibration:
     """A stream of feeds that can be read again and again.
@@ -44,6 +48,7 @@ class Calibration:
     read: Callable[[], Iterable[Feed]]
     source: str
     more: Callable[[int], "Calibration"] | None = None
+    likely: Callable[[], bool] = _never
 
     def __iter__(self) -> Iterator[Feed]:
         return iter(self.read())

@@ -154,4 +154,4 @@ def _rewritten(
         assert feeds.more is not None
         return _rewritten(feeds.more(count), found, seed, opens, held)
 
-    return Calibration(read, "made-up inputs, text in the model's own words", more)
+    return Calibration(read, "made-up inputs, text in the model's own words", more, lambda: True)

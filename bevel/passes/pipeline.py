@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -319,12 +319,16 @@ def calibration_of(source: Source | Calibration | None, model: ir.Model, seed: i
         return source if isinstance(source, Calibration) else Calibration.of(source, model)
     original = model.clone()
 
-    def made_up(count: int = FEEDS) -> Calibration:
+    @cache
+    def first() -> Calibration:
         with Session(original, level=Level.AS_WRITTEN) as session:
-            first = _made_up(original, seed, session)
-        return first if first.more is None else first.more(count)
+            return _made_up(original, seed, session)
 
-    return Calibration(made_up, "made-up inputs", made_up)
+    def made_up(count: int = FEEDS) -> Calibration:
+        some = first()
+        return some if some.more is None else some.more(count)
+
+    return Calibration(made_up, "made-up inputs", made_up, lambda: first().likely())
 
 
 def _made_up(model: ir.Model, seed: int, session: Session) -> Calibration:

@@ -112,8 +112,8 @@ class PruneChannels(Pass):
         return cut.keeps, (f"{len(cut.keeps)} of {len(analysis.groups)} groups pruned", *notes, *spared)
 
     def _allocation(self, context: Context) -> Named:
-        own = declared(registry.importances()[self.importance])
-        if self.allocation is None and own.made_up is not None and context.calibration.made_up:
+        own, inputs = declared(registry.importances()[self.importance]), context.calibration
+        if self.allocation is None and own.made_up is not None and inputs.made_up and not inputs.likely():
             return own.made_up
         return self.allocation or own.allocation
 

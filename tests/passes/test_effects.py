@@ -9,6 +9,7 @@ from bevel.passes.fitting.layers import layers
 from bevel.passes.importance import effects as measuring
 from bevel.passes.importance import obs
 from bevel.passes.importance.effects import LEAST, SAMPLES, effects
+from bevel.passes.prune_channels import PruneChannels
 from tests.graphs import graph, snapshot
 
 RNG = np.random.default_rng(11)
@@ -98,6 +99,14 @@ def hidden(gain):
 def test_obs_takes_entries_where_errors_do_not_arrive(monkeypatch):
     kept, faint = hidden(0.05)
     assert kept >= 14 and faint <= 2
-    monkeypatch.setattr(obs, "effects", lambda model, layers, context: {})
+    monkeypatch.setattr(obs, "effects", lambda model, layers, context: dict.fromkeys(layers, 1.0))
     kept, faint = hidden(0.05)
     assert abs(kept - faint) <= 2
+
+
+@pytest.mark.parametrize(("calibration", "named"), [("data", "slope"), ("text", "slope"), ("noise", "global")])
+def test_obs_allocates_by_error_per_cost_where_inputs_are_likely(calibration, named):
+    made = {"data": {}, "text": {"more": list, "likely": lambda: True}, "noise": {"more": list}}[calibration]
+    context = Context(0, Calibration(list, calibration, **made), Execution())
+    assert PruneChannels(importance="obs")._allocation(context) == named
+    assert PruneChannels(importance="obs", allocation="uniform")._allocation(context) == "uniform"

@@ -119,6 +119,7 @@ def test_feeds_to_come_are_written_in_one_session_and_only_once():
     assert len(list(text)) == 4 and not opened
     assert not any(np.array_equal(a["ids"], b["ids"]) for a, b in zip(random, text, strict=True))
     assert text.made_up and "own words" in text.source
+    assert text.likely() and not random.likely()
     more = [each["ids"] for each in text.samples(40)]
     assert sum(map(len, more)) >= 40 and len(opened) == 1
     for a, b in zip(more, text.samples(40), strict=True):
