@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 import bevel
 from bevel.backends.onnxruntime import Session
-from bevel.passes.activations.opset import raise_opset
+from bevel.ir.opset import raise_opset
 from bevel.passes.execution import Execution
 from bevel.passes.fitting.normalization import MEAN, SCALE, SHIFT, VARIANCE, align, is_normalization, parameter
 from bevel.passes.fitting.walk import Walk

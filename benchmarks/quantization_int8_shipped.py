@@ -20,7 +20,7 @@ from benchmarks.quantization_int8_light import CLASSES, discriminants, put, text
 from benchmarks.quantization_int8_lines import lines, pixels
 from benchmarks.quantization_int8_subjects import Feed, Known, Subject
 from bevel.backends.onnxruntime import Session
-from bevel.passes.activations.opset import raise_opset
+from bevel.ir.opset import raise_opset
 from tests.zoo.found import package
 
 Array = np.ndarray[Any, Any]

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import bevel
 from bevel.errors import EditRefused
 from tests import zoo
 from tests.graphs import graph
+from tests.zoo.found import package
 
 PIPELINE = "simplify,fold,reorder-channels,prune-channels{ratio=0.5}"
 
@@ -226,3 +228,12 @@ def test_layers_without_a_single_weight_are_left_alone(name):
 def test_layers_that_read_nothing_become_no_experts():
     with pytest.raises(EditRefused, match="no channels"):
         bevel.optimize(graph(NOTHING, {"w1": (0, 8), "w2": (8, 4)}), "convert-moe")
+
+
+@pytest.mark.skipif(find_spec("rapidocr_onnxruntime") is None, reason="its wheel is not for this Python")
+@pytest.mark.parametrize("pipeline", [PIPELINE, "quantize-static", "quantize-blocks{format=int4}"])
+@pytest.mark.parametrize("name", ["ch_ppocr_mobile_v2.0_cls_infer", "ch_PP-OCRv4_rec_infer"])
+def test_networks_that_paddle_trained_are_optimized_and_verified(name, pipeline):
+    model = bevel.load(package("rapidocr_onnxruntime") / "models" / f"{name}.onnx")
+    assert model.opset_imports[""] < 13
+    assert all(step.verdict.kept for step in bevel.optimize(model, pipeline))

@@ -13,16 +13,17 @@ from bevel.ir.bypass import redirect
 from bevel.ir.canonical.dead import remove_dead
 from bevel.ir.canonical.shapes import apply_hints, forget_contents, infer_shapes, take_declared
 from bevel.ir.names import Names
+from bevel.ir.opset import raise_opset
 from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
 from bevel.passes.experts.account import account
 from bevel.passes.experts.budget import Division, Rung, allocate, divisions, effect
 from bevel.passes.experts.candidates import candidates
 from bevel.passes.experts.emissions import EMISSIONS, Integers, Race, check, likeness, race
 from bevel.passes.experts.evidence import Evidence, evidence
-from bevel.passes.experts.mixture import Mixture, require
+from bevel.passes.experts.mixture import Mixture
 from bevel.passes.experts.splitters import variations
 from bevel.passes.experts.trial import Trial, attempt, sharing, write
-from bevel.passes.experts.writing import Writer
+from bevel.passes.experts.writing import RAISED, Writer
 from bevel.passes.outputs import Outputs
 
 
@@ -126,7 +127,7 @@ class ConvertMoe(Pass):
     def run(self, model: ir.Model, context: Context) -> Outcome:
         """Try every layer on the calibration data, then write the mixtures."""
         context = replace(context, samples=self.samples)
-        require(model)
+        raised = (RAISED,) * raise_opset(model)
         layers, left = candidates(model, context, self.experts, self.only, self.skip, self.name)
         gathered = list(evidence(model, layers, context))
         wanted, told = self._divisions(gathered, context)
@@ -143,7 +144,7 @@ class ConvertMoe(Pass):
             _know_shapes(model)  # before conditions of an earlier layer put what follows them in doubt
         remove_dead(model)
         mixed = [(found, trial) for found, trial in trials if not self._static(trial)]
-        return Outcome(notes=(*account(trials, mixed, self.experts, self.control), *told, *races, *left))
+        return Outcome(notes=(*account(trials, mixed, self.experts, self.control), *told, *races, *raised, *left))
 
     def _divisions(self, found: Sequence[Evidence], context: Context) -> tuple[list[Division | None], list[str]]:
         """Return how many experts each layer runs, None where it stays whole, and what to say of that."""

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from bevel.errors import PromiseBroken, UsageError
 from bevel.ir.coded import TYPES
-from bevel.passes.activations.opset import raise_opset
+from bevel.ir.opset import raise_opset
 from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range
 from bevel.passes.caching.branching import branch
 from bevel.passes.caching.kernel import check_kernel

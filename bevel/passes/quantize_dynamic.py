@@ -6,11 +6,11 @@ from typing import Annotated, ClassVar, Final
 
 import onnx_ir as ir
 
+from bevel.ir.opset import raise_opset
 from bevel.passes.activations.choice import MOST_OWN_ERROR, limited, sound
 from bevel.passes.activations.dynamic import Products
 from bevel.passes.activations.errors import Twin
 from bevel.passes.activations.ledger import Ledger
-from bevel.passes.activations.opset import raise_opset
 from bevel.passes.activations.sites import Site, sites
 from bevel.passes.activations.weights import weight_codes
 from bevel.passes.base import SAMPLES, Context, Doc, Lossy, Outcome, Pass, Promise, Range

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Final
 
 import onnx_ir as ir
 
+from bevel.ir.opset import raise_opset
 from bevel.passes.activations.choice import MOST_OWN_ERROR, limited, sound
 from bevel.passes.activations.errors import Twin, linear_twins
 from bevel.passes.activations.grids import Coded, Grid, spanning
@@ -13,7 +14,6 @@ from bevel.passes.activations.histogram import Method
 from bevel.passes.activations.ledger import Ledger
 from bevel.passes.activations.linear import Writer
 from bevel.passes.activations.native import write_native
-from bevel.passes.activations.opset import raise_opset
 from bevel.passes.activations.ranges import ranges
 from bevel.passes.activations.samples import Samples
 from bevel.passes.activations.sites import Site, grids_wanted, sites, stored

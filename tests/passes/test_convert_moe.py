@@ -389,6 +389,14 @@ def test_what_comes_out_is_a_whole_model(tmp_path):
     assert all("0 of" not in step.notes[0] for step in report.steps)  # experts are layers like others
 
 
+def test_an_older_opset_is_raised():
+    model, feeds, *_ = planted()
+    model.opset_imports[""] = 11
+    report = bevel.optimize(model, ConvertMoe(emit="blocks"), calibration=feeds)
+    assert model.opset_imports[""] == 13
+    assert "the model has opset 13 now: experts need it" in report.steps[0].notes
+
+
 def test_a_layer_that_overflows_is_named_with_what_to_do():
     model, feeds, *_ = planted()
     huge = [{"x": feed["x"] * np.float32(1e20)} for feed in feeds]

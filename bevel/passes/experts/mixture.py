@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,8 +14,6 @@ from bevel.ir.split import Partition
 from bevel.passes.experts.routers import Router
 
 Array = np.ndarray[Any, Any]
-
-LEAST_OPSET: Final = 13  # where ReduceSum and Split take axes and sizes as inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,16 +46,6 @@ class Mixture:
         """Return which entries each routed expert has, `[experts, entries]`, times the gain, and which are shared."""
         owners = self.partition.owners(size)
         return self.gain * (owners == np.arange(self.experts)[:, None]), (owners < 0).astype(np.float64)
-
-
-def require(model: ir.Model) -> None:
-    """Raise `EditRefused` where the model's opset is too old to write mixtures in."""
-    opset = model.opset_imports.get("", 0)
-    if opset < LEAST_OPSET:
-        raise EditRefused(
-            f"mixtures of experts take operators of opset {LEAST_OPSET}; the model has {opset}",
-            remedy="export it with a newer opset, or convert it (onnx.version_converter)",
-        )
 
 
 def require_fixed(layer: FeedForward, mixture: Mixture, what: str) -> None:

@@ -11,14 +11,16 @@ import onnx_ir as ir
 
 from bevel.errors import EditRefused, PromiseBroken
 from bevel.ir.names import Names
+from bevel.ir.opset import raise_opset
 from bevel.passes.base import REASSOCIATION_RTOL, Context, Outcome
+from bevel.passes.experts.writing import RAISED
 from bevel.passes.mixtures.beside import with_shared
 from bevel.passes.mixtures.choosing import Routing
 from bevel.passes.mixtures.description import Expert, Mixture, hidden
 from bevel.passes.mixtures.recognition import mixtures
 from bevel.passes.mixtures.rows import LAST, in_shape, rows_of
 from bevel.passes.mixtures.usage import Usage, usages
-from bevel.passes.mixtures.writing import dense, finish, mixed, require
+from bevel.passes.mixtures.writing import dense, finish, mixed
 from bevel.passes.patterns import asked
 
 Array = np.ndarray[Any, Any]
@@ -105,6 +107,7 @@ def rewrite(
     With `shared`, the layer that stands beside a mixture and that every row takes is part of it.
     """
     context = replace(context, samples=step.samples)
+    raised = (RAISED,) * raise_opset(model)
     wanted, left = _to_work_on(model, context, step.name, step.only, step.skip)
     if shared:
         whole = [with_shared(model, each, context) for each in wanted]
@@ -112,14 +115,13 @@ def rewrite(
     found = usages(model, wanted, context)
     changes = [decide(usage, context) for usage in found]
     _carry_out(model, changes, context, step.name)
-    return Outcome(notes=(f"{len(changes)} mixtures of experts {became}", *_told(changes, context), *left))
+    return Outcome(notes=(f"{len(changes)} mixtures of experts {became}", *_told(changes, context), *raised, *left))
 
 
 def _to_work_on(
     model: ir.Model, context: Context, name: str, only: Sequence[str], skip: Sequence[str]
 ) -> tuple[list[Mixture], list[str]]:
     """Return the mixtures of a model that are asked for, and why others are left alone."""
-    require(model)
     found, refused = mixtures(model, context)
     left = [f"left alone: {each}" for each in refused[:MOST_NAMED]]
     wanted = [each for each in found if asked({each.name, each.output.name or ""}, only, skip)]

@@ -7,12 +7,11 @@ those rows of the sum.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from bevel.errors import EditRefused
 from bevel.ir.bypass import redirect
 from bevel.ir.canonical.dead import clear, is_used, remove_dead, subgraphs
 from bevel.ir.canonical.shapes import apply_hints, forget_contents, infer_shapes, take_declared
@@ -24,7 +23,6 @@ from bevel.passes.mixtures.rows import LAST, from_last, to_last
 
 Array = np.ndarray[Any, Any]
 
-LEAST_OPSET: Final = 13  # where ReduceSum takes axes as an input
 FLOAT, INT, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
 
 
@@ -39,16 +37,6 @@ class Rewriter(Writer):
         """Return what writes a graph of its own, for a branch."""
         graph = ir.Graph([], [], nodes=[], opset_imports=self.graph.opset_imports, name=prefix)
         return Writer(graph, None, prefix, self.names, FLOAT)
-
-
-def require(model: ir.Model) -> None:
-    """Raise `EditRefused` where the model's opset is too old to write experts in."""
-    opset = model.opset_imports.get("", 0)
-    if opset < LEAST_OPSET:
-        raise EditRefused(
-            f"experts take operators of opset {LEAST_OPSET}; the model has {opset}",
-            remedy="export it with a newer opset, or convert it (onnx.version_converter)",
-        )
 
 
 def replace(model: ir.Model, mixture: Mixture, names: Names, result: ir.Value) -> None:

@@ -88,7 +88,7 @@ def _step(node: ir.Node, now: int, version: int) -> Callable[[Names], None]:
 
 def _refused(node: ir.Node, now: int, version: int) -> EditRefused:
     return EditRefused(
-        f"scales for each channel need opset {version}, the model has {now}, and {node.op_type} may differ there",
+        f"opset {version} is needed, the model has {now}, and {node.op_type} may mean something else there",
         where=f"node {node.name!r}",
         remedy=f"export the model with opset {version} or newer",
     )
