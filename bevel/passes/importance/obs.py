@@ -32,14 +32,14 @@ def obs(analysis: Analysis, groups: Sequence[Group], context: Context) -> Mappin
     and the rest has made up for them: of two that are alike one is worth little, the other all. The error is relative
     to the energy of each layer's output, times what of such an error arrives at the model's outputs (measured on a few
     samples, `effects`), and added over the layers that read the entry; one that reads numbers which overflow says
-    nothing. Where a layer can add a constant, what is dropped is replaced by its mean, so
-    that only its variance counts. The refit is taken for granted: without one, wanda and flap do better. Scores of
-    different groups are errors that add up, so entries go where least error comes of each cost saved
-    (`allocation=slope`). Errors on made-up inputs tell less of that, unless these are text that the model samples, and
-    one threshold for all groups, which weigh alike, does better (`global`). A group that no layer reads by itself (the
-    channels that queries and keys are compared over) is left out; one whose layers hold more than a gigabyte in sum is
-    scored entry by entry. Source: Hassibi and Stork 1992, Optimal Brain Surgeon, lifted to coupled groups; Kurtic et
-    al. 2023, ZipLM, for the order (`bevel.passes.fitting.second_order`, `bevel.passes.fitting.elimination`).
+    nothing. Where a layer can add a constant, what is dropped is replaced by its mean, so that only its variance
+    counts. The refit is taken for granted: without one, wanda and flap do better. Scores of different groups are errors
+    that add up, so entries go where least error comes of each cost saved (`allocation=slope`). Errors on made-up inputs
+    tell less of that, unless these are text that the model samples, and one threshold for all groups, which weigh
+    alike, does better (`global`). A group that no layer reads by itself (the channels that queries and keys are
+    compared over) is left out; one whose layers hold more than a gigabyte in sum is scored entry by entry. Source:
+    Hassibi and Stork 1992, Optimal Brain Surgeon, lifted to coupled groups; Kurtic et al. 2023, ZipLM, for the order
+    (`bevel.passes.fitting.second_order`, `bevel.passes.fitting.elimination`).
     """
     reads = readers(analysis, groups)
     together = _small_enough(reads)
