@@ -18,7 +18,7 @@ from bevel.passes.fitting.shift import can_shift
 Array = np.ndarray[Any, Any]
 
 # Samples to measure on: layers are told apart by factors, not by per cent.
-SAMPLES: Final = 16
+SAMPLES: Final = 8
 # The error that is made, as a share of the deviation of a layer's output: about that of a layer that loses half of what
 # it reads.
 SHARE: Final = 0.2
