@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 import bevel
+from bevel.errors import UnsupportedModel
 from bevel.passes.base import Context
 from bevel.passes.calibration import Calibration
 from bevel.passes.execution import Execution
@@ -33,6 +34,14 @@ net (float[n, 6] x) => (float[n, 8] y) {
   y = Add (b, e)
 }
 """
+FIXED = """
+net (float[n, 6] x) => (float[m, 8] y) {
+  a = MatMul (x, w1)
+  sizes = Constant <value_ints = [64, 8]> ()
+  b = Reshape (a, sizes)
+  y = MatMul (b, w2)
+}
+"""
 
 
 def summed(gain):
@@ -55,12 +64,9 @@ def context(rows=64, shift=0.0):
 
 
 def measured(model, given):
-    return [
-        each
-        for _, each in sorted(
-            (layer.weight.name, effect) for layer, effect in effects(model, layers(model), given).items()
-        )
-    ]
+    """The effects of the layers, by the names of their weights."""
+    found = {layer.weight.name: effect for layer, effect in effects(model, layers(model), given).items()}
+    return [found[name] for name in sorted(found)]
 
 
 @pytest.mark.parametrize(("gain", "shift"), [(10.0, 0.0), (0.1, 0.0), (1.0, 3.0)])
@@ -80,11 +86,24 @@ def test_what_arrives_nowhere_counts_next_to_nothing():
 
 
 def test_feeds_are_cut_where_the_model_takes_any_number_of_samples():
+    model, rows = summed(1.0), np.zeros((100, 6))
+    cut = measuring._cut({"x": rows, "absent": None}, model)
+    assert cut["x"].shape == (SAMPLES, 6) and cut["absent"] is None
+    fixed = graph(SUM.replace("[n,", "[100,").replace("gain", "b"), {"w1": (6, 8), "w2": (6, 8)})
+    assert measuring._cut({"x": rows}, fixed)["x"] is rows
+
+
+def test_feeds_stay_whole_where_their_size_is_fixed_inside():
+    model = graph(FIXED, {"w1": (6, 8), "w2": (8, 8)})
+    first, second = measured(model, context(rows=64))
+    assert first > 0 and second > 0
+    with pytest.raises(UnsupportedModel):
+        measured(model, context(rows=60))
+
+
+def test_the_model_stays_as_it_is():
     model = summed(1.0)
     before = snapshot(model)
-    assert measuring._cut({"x": np.zeros((100, 6))}, model)["x"].shape == (SAMPLES, 6)
-    fixed = graph(SUM.replace("[n,", "[100,").replace("gain", "b"), {"w1": (6, 8), "w2": (6, 8)})
-    assert measuring._cut({"x": np.zeros((100, 6))}, fixed)["x"].shape == (100, 6)
     measured(model, context())
     assert snapshot(model) == before
 

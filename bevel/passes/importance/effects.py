@@ -7,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 
+from bevel.errors import BevelError
 from bevel.ir.names import Names
 from bevel.ir.signature import signature
 from bevel.passes.base import Context
@@ -33,7 +34,15 @@ def effects(model: ir.Model, layers: Sequence[Layer], context: Context) -> dict[
     the outputs to theirs about the mean. It is measured: what is added to a layer's output are the deviations of its
     other channels, which has its size and nothing to do with what it says. One for all where nothing arrives anywhere.
     """
-    few = [_cut(feed, model) for feed in context.calibration.samples(SAMPLES)]
+    feeds = list(context.calibration.samples(SAMPLES))
+    try:
+        return _measured(model, layers, context, [_cut(feed, model) for feed in feeds])
+    except BevelError:  # an exporter may call an axis free, and fix it inside
+        return _measured(model, layers, context, feeds)
+
+
+def _measured(model: ir.Model, layers: Sequence[Layer], context: Context, few: Sequence[Feed]) -> dict[Layer, float]:
+    """Return the effects of errors on some feeds."""
     on_few = replace(context, calibration=Calibration(lambda: few, "a few samples"), samples=10**9)
     probe, errors = _probe(model, [layer.node for layer in layers])
     found = {}
@@ -62,7 +71,7 @@ def _cut(feed: Feed, model: ir.Model) -> Feed:
     firsts = {wanted.shape[0] if wanted.shape else None for wanted in inputs}
     if len(firsts) != 1 or not isinstance(firsts.pop(), str) or any(wanted.sequence for wanted in inputs):
         return feed
-    return {name: array[:SAMPLES] for name, array in feed.items()}
+    return {name: None if array is None else array[:SAMPLES] for name, array in feed.items()}
 
 
 def _probe(model: ir.Model, nodes: Sequence[ir.Node]) -> tuple[ir.Model, dict[ir.Node, ir.Value]]:
