@@ -1,20 +1,16 @@
 """Inputs made up from a model's signature, when the user has none at hand.
 
-Sizes of symbolic axes are chosen per symbol, values per input: indices within the tables they index, masks mostly on,
-floats from a standard normal; those of an image vary slowly from pixel to pixel, as photographs and drawings do, and
-there are enough pixels for a network that halves them five times; rows of tokens are lines of text as to their length
-(what they say is up to `bevel.passes.own_words`). What to try is a short list of plans; the first that the model runs
-on is taken.
+Sizes of symbolic axes are chosen per symbol, values per input (`bevel.passes.values`): images have enough pixels for a
+network that halves them five times; rows of tokens are lines of text as to their length (what they say is up to
+`bevel.passes.own_words`). What to try is a short list of plans; the first that the model runs on is taken.
 """
 
 import ast
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, islice
 from math import prod
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +18,7 @@ import onnx_ir as ir
 from bevel.errors import BevelError, CalibrationError
 from bevel.ir.signature import Input, signature
 from bevel.passes.calibration import Calibration, Feed
+from bevel.passes.values import MASK_NAME, MOST_COLOURS, POSITION_NAME, Free, counts, dims, pixel_axes, value_of
 
 # Distinct and mutually prime, so that two axes that are mixed up differ in size.
 DISTINCT_SIZES = (2, 3, 5, 7, 11, 13, 17, 19)
@@ -33,16 +30,6 @@ HALVED = 32
 LINE = 32
 # Integers that are used as indices into fewer rows than that are categories, not text.
 FEWEST_TOKENS = 32
-MASK_NAME = re.compile(r"mask", re.IGNORECASE)
-POSITION_NAME = re.compile(r"pos(ition)?(_?ids?)?$", re.IGNORECASE)
-WORDS = ("", "a", "of", "tree", "House", "river 7", "né", "snow-white")
-# Masks hide one place in eight: enough to be exercised, few enough that no row is all hidden often.
-MASKED_SHARE = 1 / 8
-
-# An input with so few channels beside two more axes is an image.
-MOST_COLOURS = 4
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -61,14 +48,6 @@ class Plan:
     tokens: Callable[[int, int], int] | None = None
     batch: int | None = None
     added: tuple[str, str] | None = None
-
-
-@dataclass(frozen=True)
-class Free:
-    """What integers are that index nothing: from `least` on; numbers of tokens are `whole`, if it is known."""
-
-    least: int | None
-    whole: int | None
 
 
 def _distinct(k: int, n: int) -> int:
@@ -146,7 +125,7 @@ def _added_plans(inputs: Sequence[Input]) -> Iterator[Plan]:
     """Yield plans in which masks, and numbers of tokens, go over two axes together: any two, but batches."""
     batches, masks = _symbols_at(inputs, _batch_axes), _symbols_at(inputs, _mask_axes)
     symbols = [symbol for symbol in _sizes(inputs, SMALL, 0) if symbol not in batches | masks]
-    if masks - batches or any(_counts(wanted) for wanted in inputs):
+    if masks - batches or any(counts(wanted) for wanted in inputs):
         for added in islice(combinations(symbols, 2), MOST_NAMED):
             yield from (
                 Plan(_distinct, tokens=tokens, batch=batch, added=added)
@@ -207,7 +186,7 @@ def _feed(inputs: Sequence[Input], plan: Plan, seed: int, number: int) -> Feed:
     sizes = _sizes(inputs, plan, number)
     free = Free(plan.least, sum(sizes[symbol] for symbol in plan.added) if plan.added else None)
     return {
-        wanted.name: _value(wanted, _shape(wanted, sizes), free, np.random.default_rng([seed, number, place]))
+        wanted.name: value_of(wanted, _shape(wanted, sizes), free, np.random.default_rng([seed, number, place]))
         for place, wanted in enumerate(inputs)
     }
 
@@ -220,10 +199,7 @@ def _entries(inputs: Sequence[Input], plan: Plan) -> int:
 def _sizes(inputs: Sequence[Input], plan: Plan, number: int) -> dict[str, int]:
     """Choose a size for every symbol, and for every axis without a name (named after its place)."""
     symbols = dict.fromkeys(
-        symbol
-        for wanted in inputs
-        for place, dim in enumerate(_dims(wanted))
-        for symbol in _symbols(dim, wanted, place)
+        symbol for wanted in inputs for place, dim in enumerate(dims(wanted)) for symbol in _symbols(dim, wanted, place)
     )
     images, lines = _symbols_at(inputs, _image_axes), _symbols_at(inputs, _line_axes)
     batches, masks = _symbols_at(inputs, _batch_axes), _symbols_at(inputs, _mask_axes)
@@ -246,38 +222,29 @@ def _symbols_at(inputs: Sequence[Input], places: Callable[[Input], Iterable[int]
         symbol
         for wanted in inputs
         for place in places(wanted)
-        for symbol in _symbols(_dims(wanted)[place], wanted, place)
+        for symbol in _symbols(dims(wanted)[place], wanted, place)
     }
 
 
 def _batch_axes(wanted: Input) -> tuple[int, ...]:
-    return (0,) if len(_dims(wanted)) > 1 else ()
+    return (0,) if len(dims(wanted)) > 1 else ()
 
 
 def _mask_axes(wanted: Input) -> tuple[int, ...]:
-    return (len(_dims(wanted)) - 1,) if MASK_NAME.search(wanted.name) else ()
-
-
-def _counts(wanted: Input) -> bool:
-    """Say whether an input may be a number of tokens, or one for each sample: no index, that is, into a table."""
-    return wanted.dtype.is_integer() and wanted.dtype.itemsize > 1 and wanted.below is None and len(_dims(wanted)) < 2
+    return (len(dims(wanted)) - 1,) if MASK_NAME.search(wanted.name) else ()
 
 
 def _image_axes(wanted: Input) -> tuple[int, ...]:
     """Return the axes of pixels of an input that is a batch of images, whatever is known of their sizes."""
     if wanted.shape is None or not wanted.dtype.is_floating_point():
         return ()
-    return _pixels(tuple(dim if isinstance(dim, int) else MOST_COLOURS + 1 for dim in wanted.shape)) or ()
+    return pixel_axes(tuple(dim if isinstance(dim, int) else MOST_COLOURS + 1 for dim in wanted.shape)) or ()
 
 
 def _line_axes(wanted: Input) -> tuple[int, ...]:
     """Return the axis along which an input is text, rows of tokens."""
     is_text = wanted.below is not None and wanted.below >= FEWEST_TOKENS and not POSITION_NAME.search(wanted.name)
-    return (1,) if is_text and len(_dims(wanted)) == 2 else ()
-
-
-def _dims(wanted: Input) -> tuple[int | str | None, ...]:
-    return (None,) if wanted.shape is None else wanted.shape
+    return (1,) if is_text and len(dims(wanted)) == 2 else ()
 
 
 def _symbols(dim: int | str | None, wanted: Input, place: int) -> list[str]:
@@ -290,7 +257,7 @@ def _symbols(dim: int | str | None, wanted: Input, place: int) -> list[str]:
 
 
 def _shape(wanted: Input, sizes: dict[str, int]) -> tuple[int, ...]:
-    return tuple(_size(dim, wanted, place, sizes) for place, dim in enumerate(_dims(wanted)))
+    return tuple(_size(dim, wanted, place, sizes) for place, dim in enumerate(dims(wanted)))
 
 
 def _size(dim: int | str | None, wanted: Input, place: int, sizes: dict[str, int]) -> int:
@@ -329,75 +296,3 @@ def _evaluated(node: ast.AST, sizes: dict[str, int]) -> int:
     if isinstance(node, ast.BinOp):
         return ARITHMETIC[type(node.op)](_evaluated(node.left, sizes), _evaluated(node.right, sizes))
     return sizes[node.id] if isinstance(node, ast.Name) else int(ast.literal_eval(node))
-
-
-def _value(wanted: Input, shape: tuple[int, ...], free: Free, rng: np.random.Generator) -> Any:
-    if wanted.sequence:
-        return [_array(wanted, shape, free, rng), _array(wanted, shape, free, rng)]
-    return _array(wanted, shape, free, rng)
-
-
-def _array(wanted: Input, shape: tuple[int, ...], free: Free, rng: np.random.Generator) -> Array:
-    dtype = wanted.dtype
-    if dtype.is_string():
-        return rng.choice(np.array(WORDS, dtype=object), shape)
-    if dtype == ir.DataType.BOOL:
-        return np.asarray(rng.random(shape) >= MASKED_SHARE)
-    if MASK_NAME.search(wanted.name):
-        return _mask(wanted, shape, rng)
-    if dtype.is_integer():
-        return _integers(wanted, shape, free, rng).astype(dtype.numpy())
-    normal: Any = rng.standard_normal(shape)
-    if (axes := _pixels(shape)) and dtype.is_floating_point():
-        return smooth(normal, axes).astype(dtype.numpy())
-    if dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
-        normal = normal + 1j * rng.standard_normal(shape)
-    return np.asarray(normal).astype(dtype.numpy())
-
-
-def _pixels(shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """Return the two axes of pixels, if an array of some shape is a batch of images; channels come first or last."""
-    if len(shape) != 4 or min(shape) < 1:
-        return None
-    return (2, 3) if shape[1] <= MOST_COLOURS else (1, 2) if shape[3] <= MOST_COLOURS else None
-
-
-def smooth(noise: Array, axes: tuple[int, int]) -> Array:
-    """Give white noise the spectrum of natural images: amplitudes that fall as one over the frequency.
-
-    Mean square stays one on average. Source: Field 1987, Relations between the statistics of natural images and the
-    response properties of cortical cells.
-    """
-    rows, columns = (noise.shape[axis] for axis in axes)
-    frequency = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.fftfreq(columns)[None])
-    frequency[0, 0] = 1 / max(rows, columns)
-    gain = 1 / frequency
-    gain /= np.sqrt(np.square(gain).mean())
-    gain = np.expand_dims(gain, [axis for axis in range(noise.ndim) if axis not in axes])
-    image: Array = np.fft.ifft2(np.fft.fft2(noise, axes=axes) * gain, axes=axes).real
-    return image
-
-
-def _mask(wanted: Input, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """Return a mask that is on; an integer mask ends in a few zeros, as padding does."""
-    mask = np.ones(shape, wanted.dtype.numpy())
-    if wanted.dtype.is_integer() and mask.ndim == 2 and shape[0] > 1:
-        hidden = int(rng.integers(0, max(shape[1] // 2, 1)))
-        mask[-1, shape[1] - hidden :] = 0
-    return mask
-
-
-def _integers(wanted: Input, shape: tuple[int, ...], free: Free, rng: np.random.Generator) -> Array:
-    if POSITION_NAME.search(wanted.name):
-        return np.broadcast_to(np.arange(shape[-1] if shape else 1) % (wanted.below or 2**31), shape)
-    if wanted.below is not None:
-        return rng.integers(0, max(wanted.below, 1), shape)
-    if wanted.dtype.itemsize == 1:
-        lowest = int(wanted.dtype.min) if free.least is None else free.least
-        return rng.integers(lowest, int(wanted.dtype.max), shape, endpoint=True)
-    if free.whole is not None and _counts(wanted):
-        # What is one for each sample is the index of the last token, as in GroupQueryAttention.
-        return np.full(shape, free.whole - len(shape))
-    # Lengths, counts and sizes are scalars or vectors; 1 is the value most of them accept.
-    start = free.least or 0
-    return rng.integers(start, start + 2, shape) if len(shape) > 1 else np.ones(shape, np.int64)

@@ -10,7 +10,8 @@ from bevel.ir.signature import index_bound, signature
 from bevel.passes import synthesis
 from bevel.passes.calibration import Calibration
 from bevel.passes.execution import Execution
-from bevel.passes.synthesis import smooth, synthesize
+from bevel.passes.synthesis import synthesize
+from bevel.passes.values import smooth
 from tests.graphs import graph, mlp
 
 TWO_INPUTS = (

@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from bevel.ir.names import Names
 from bevel.ir.resize import add_initializer
+from bevel.passes.fitting.shift import only_user
 
 # Axes `[n, groups, channels, ...]` with the second and the third exchanged.
 EXCHANGED: Final = (0, 2, 1)
@@ -32,8 +33,8 @@ def _gather(node: ir.Node, names: Names) -> None:
     """Put a Gather in the place of a channel shuffle whose Transpose is given; leave other nodes alone."""
     graph = node.graph
     assert isinstance(graph, ir.Graph)
-    apart, together = node.inputs[0].producer() if node.inputs[0] is not None else None, _only_reader(node.outputs[0])
-    if apart is None or together is None or _only_reader(apart.outputs[0]) is not node:
+    apart, together = node.inputs[0].producer() if node.inputs[0] is not None else None, only_user(node)
+    if apart is None or together is None or only_user(apart) is not node:
         return
     groups = _groups(apart, node, together)
     if groups is None:
@@ -47,12 +48,6 @@ def _gather(node: ir.Node, names: Names) -> None:
     ir.convenience.replace_all_uses_with(old, made, replace_graph_outputs=True)
     for done in (together, node, apart):
         graph.remove(done, safe=True)
-
-
-def _only_reader(value: ir.Value) -> ir.Node | None:
-    """Return the node that alone reads a value, None for an output of the graph."""
-    users = list(value.uses())
-    return users[0].node if len(users) == 1 and not value.is_graph_output() else None
 
 
 def _groups(apart: ir.Node, node: ir.Node, together: ir.Node) -> tuple[int, int] | None:

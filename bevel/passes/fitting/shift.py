@@ -10,7 +10,7 @@ def can_shift(layer: Layer) -> bool:
     """Say whether a change of the mean of a layer's output can be undone by a parameter that is there."""
     if layer.node.op_type == CONV_TRANSPOSE:  # a constant at its input is none at the borders of its output
         return False
-    user = _only_user(layer.node)
+    user = only_user(layer.node)
     return bias_of(layer) is not None or (user is not None and is_normalization(user))
 
 
@@ -27,13 +27,14 @@ def bias_of(layer: Layer) -> ir.Value | None:
 
 def _added(node: ir.Node) -> ir.Value | None:
     """Return what is added to a node's output right after it."""
-    user = _only_user(node)
+    user = only_user(node)
     if user is None or user.op_type != "Add" or user.domain:
         return None
     return next((value for value in user.inputs if value is not node.outputs[0]), None)
 
 
-def _only_user(node: ir.Node) -> ir.Node | None:
+def only_user(node: ir.Node) -> ir.Node | None:
+    """Return the node that alone reads what another gives, None where the graph gives it out, too."""
     output = node.outputs[0]
     users = [use.node for use in output.uses()]
     return users[0] if len(users) == 1 and not output.is_graph_output() else None
